@@ -1,0 +1,49 @@
+# Everything lives in .venv; `make demo` needs only the base install, `make .venv` brings the rest.
+PYTHON ?= python3
+BIN := .venv/bin
+TOP := stream_worker encoders training tests deploy
+
+.PHONY: help .venv demo test check bench lock proto clean
+help:            ## this list
+	@grep -hE '^[a-z.]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ \t/'
+
+.venv: .venv/.dev  ## everything: worker, readers, training (torch, about 6 GB) and the tools for tests
+
+.venv/.uv: requirements/tools.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/tools.txt
+	touch $@
+
+.venv/.base: .venv/.uv requirements/base.txt pyproject.toml
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/base.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
+	touch $@
+
+.venv/.dev: .venv/.base requirements/dev.txt
+	$(BIN)/uv pip install --python $(BIN)/python --require-hashes -r requirements/dev.txt
+	touch $@
+
+demo: .venv/.base  ## simulated devices -> in-process log -> findings, live in the terminal
+	$(BIN)/ecg-worker demo
+
+test: .venv/.dev  ## every test, against a real Kafka broker and a real Redis
+	$(BIN)/python -m pytest
+
+check: .venv/.dev  ## style, types, import contracts
+	$(BIN)/ruff check $(TOP)
+	$(BIN)/ruff format --check $(TOP)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: .venv/.dev  ## the figures, as ratios against a named reference in one run
+	$(BIN)/python -m tests.benchmarks
+
+lock: .venv/.uv  ## renew the hashed requirements
+	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header --quiet -o requirements/base.txt
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-header --quiet -c requirements/base.txt -o requirements/dev.txt
+
+proto: .venv/.dev  ## regenerate the Protobuf module from its .proto
+	cd stream_worker/proto && ../../$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. ecg_chunk.proto
+
+clean:           ## remove what was built here
+	rm -rf .venv build dist

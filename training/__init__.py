@@ -1,0 +1,1 @@
+"""Makes the artifact that the worker loads: encoder, label bank, thresholds, model card."""
