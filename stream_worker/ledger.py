@@ -1,0 +1,114 @@
+"""What may be committed for a partition. Pure: knows offsets and frontiers, no Kafka and no clock.
+
+Three offsets, and all only rise:
+    W  lowest offset that holds an accepted sample at or above the published frontier of any run, else P
+    P  first offset not processed (its findings and dead letters are out)
+    F  lowest position, in the findings topic, of the latest finding of any remembered run
+A restart reads findings from F on to learn the frontiers, re-reads chunks from W, and dead-letters only from P on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+from stream_worker.errors import ConfigError
+
+__all__ = ["Ledger", "Track", "decode_metadata", "encode_metadata"]
+
+
+class Track:
+    """For one run: which offsets still hold samples that no published finding covers.
+
+    An entry (offset, end) says: at or after `offset` stand accepted samples below `end`. Chunks shorter than `quantum` samples
+    share an entry, so the list stays short however small the chunks are; a shared entry only makes W a little lower.
+    """
+
+    __slots__ = ("_start", "ends", "offsets", "position", "published", "quantum")
+
+    def __init__(self, published: int, quantum: int, position: int | None = None) -> None:
+        self.published = published  # frontier below which everything is published
+        self.quantum = quantum
+        self.position = position  # of the run's latest finding in the findings topic
+        self.offsets: list[int] = []
+        self.ends: list[int] = []
+        self._start = published
+
+    def accept(self, offset: int, end: int) -> None:
+        """A chunk at `offset` brought samples up to (not including) `end`."""
+        ends = self.ends
+        if not ends:
+            self._start = self.published
+        elif end <= ends[-1]:
+            return
+        elif end - self._start < self.quantum:
+            ends[-1] = end
+            return
+        else:
+            self._start = ends[-1]
+        self.offsets.append(offset)
+        ends.append(end)
+
+    def publish(self, frontier: int, position: int | None) -> None:
+        """A finding whose `next` is `frontier` is out, at `position` of the findings topic."""
+        if position is not None:
+            self.position = position if self.position is None else max(self.position, position)
+        if frontier <= self.published:
+            return
+        self.published = frontier
+        done = 0
+        while done < len(self.ends) and self.ends[done] <= frontier:
+            done += 1
+        if done:
+            del self.ends[:done], self.offsets[:done]
+
+    def low(self, frontier: int) -> int | None:
+        """Lowest offset that may hold a sample at or above `frontier`."""
+        for offset, end in zip(self.offsets, self.ends, strict=True):
+            if end > frontier:
+                return offset
+        return None
+
+
+class Ledger:
+    """The commit of one partition. Raises AssertionError when an offset would fall: that is a defect, never a passing state."""
+
+    def __init__(self, processed: int, findings: int = 0) -> None:
+        self.processed = processed
+        self.low = 0
+        self.findings = findings
+
+    def advance(self, processed: int) -> None:
+        """Everything that records below `processed` gave rise to is published."""
+        assert processed >= self.processed, f"P fell from {self.processed} to {processed}"
+        self.processed = processed
+
+    def position(self, tracks: Iterable[Track], findings_end: int) -> tuple[int, str]:
+        """The offset W to commit and its metadata. tracks: of all remembered runs."""
+        low, findings = self.processed, findings_end
+        for track in tracks:
+            if track.offsets and track.offsets[0] < low:
+                low = track.offsets[0]
+            if track.position is not None and track.position < findings:
+                findings = track.position
+        self.low, self.findings = max(low, self.low), max(findings, self.findings)
+        return self.low, encode_metadata(self.processed, self.findings)
+
+
+def encode_metadata(processed: int, findings: int) -> str:
+    """JSON under 200 bytes (a commit of more than 4,096 kills the producer)."""
+    return json.dumps({"v": 1, "P": processed, "F": findings}, separators=(",", ":"))
+
+
+def decode_metadata(text: str, offset: int) -> tuple[int, int]:
+    """(P, F) of a commit; a commit without our metadata (made by a tool) counts as P = its offset, F unknown = 0."""
+    if not text:
+        return offset, 0
+    try:
+        fields = json.loads(text)
+        return max(int(fields["P"]), offset), int(fields["F"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"the committed offset {offset} carries metadata this worker cannot read ({text[:60]!r}): "
+            "another program commits under the same consumer group; choose another group"
+        ) from error

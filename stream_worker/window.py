@@ -1,0 +1,347 @@
+"""Chunks of one partition in log order -> windows. Pure: knows no Kafka and no clock, only offsets and the log's timestamps.
+
+docs/semantics.md states the rules with pictures. In short: a run is (stream, session, session start, layout); window n starts
+at a(n) = floor(n * hop_ms * fs_mHz / 10^6) and holds 10 s; the frontier is the first sample of the next undecided window and
+only rises. A window closes at the chunk that completes it, or at the one that takes the run's highest index to end + grace.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from encoders.signal import ABSENT, Layout
+from stream_worker.ledger import Track
+from stream_worker.records import Chunk, Closed, Event, Input, Rejected, RunKey, Window
+
+__all__ = ["Remembered", "Rules", "Run", "Windower"]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """hop_ms: 1000 to 10000. grace_ms, jump_ms: of signal. idle_ms, memory_ms: of log time. runs: open at once in a stream."""
+
+    hop_ms: int = 10_000
+    grace_ms: int = 2_000
+    idle_ms: int = 30_000
+    jump_ms: int = 60_000
+    tail_ms: int = 5_000
+    memory_ms: int = 600_000
+    runs: int = 8
+
+
+class Remembered(NamedTuple):
+    """What outlives a run: its frontier (late samples stay late), when it was last heard, and where its last finding stands."""
+
+    frontier: int
+    timestamp_ms: int
+    track: Track
+
+
+def first_at_or_after(sample: int, step: int) -> int:
+    """Smallest n with a(n) = floor(n * step / 10^6) >= sample; step is hop_ms * fs_mhz."""
+    return -(-sample * 1_000_000 // step)
+
+
+def last_at_or_before(sample: int, step: int) -> int:
+    """Largest n with a(n) <= sample."""
+    return ((sample + 1) * 1_000_000 - 1) // step
+
+
+class Run:
+    """One open run. The ring holds window + grace samples a lead; `spans` are the received stretches [start, end, ...]."""
+
+    __slots__ = (
+        *("cap", "end", "final", "frontier", "grid", "high", "key", "last_ms", "last_offset", "layout", "ring"),
+        *("spans", "step", "track"),
+    )
+
+    def __init__(self, key: RunKey, layout: Layout, rules: Rules, grid: int, track: Track | None = None) -> None:
+        self.key, self.layout = key, layout
+        self.step = rules.hop_ms * layout.fs_mhz
+        self.cap = layout.window + layout.samples(rules.grace_ms)
+        self.ring: NDArray[np.int16] | None = None  # (C, cap)
+        self.spans: list[int] = []
+        self.grid = grid
+        self._aim()
+        self.high = self.frontier  # one past the highest accepted sample
+        self.final: int | None = None  # one past the last sample of the session, once the device has said so
+        self.last_ms = self.last_offset = 0  # of the last accepted chunk, in the log
+        self.track = track or Track(self.frontier, quantum=layout.samples(1000))
+
+    def start(self, n: int) -> int:
+        """a(n): first sample of window n."""
+        return n * self.step // 1_000_000
+
+    def _aim(self) -> None:
+        self.frontier = self.start(self.grid)
+        self.end = self.frontier + self.layout.window
+
+    def advance(self) -> None:
+        """The window at the frontier is decided; forget what lies below the next."""
+        self.grid += 1
+        self._aim()
+        self.forget()
+
+    def skip_to(self, sample: int) -> None:
+        """Move the frontier to the first grid point at or after `sample`."""
+        self.grid = max(self.grid, first_at_or_after(sample, self.step))
+        self._aim()
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop received stretches below the frontier."""
+        spans = self.spans
+        while spans and spans[1] <= self.frontier:
+            del spans[:2]
+        if spans and spans[0] < self.frontier:
+            spans[0] = self.frontier
+
+    def write(self, first: int, samples: NDArray[np.int16]) -> None:
+        """Put (C, n) samples into the ring; the caller has seen to it that they fit."""
+        if self.ring is None:
+            self.ring = np.empty((len(self.layout.leads), self.cap), dtype=np.int16)
+        n, at = samples.shape[1], first % self.cap
+        if at + n <= self.cap:
+            self.ring[:, at : at + n] = samples
+        else:
+            head = self.cap - at
+            self.ring[:, at:] = samples[:, :head]
+            self.ring[:, : n - head] = samples[:, head:]
+
+    def read(self, first: int, end: int, out: NDArray[np.int16]) -> None:
+        """Copy ring samples [first, end) to out (C, end - first)."""
+        assert self.ring is not None
+        at = first % self.cap
+        head = min(end - first, self.cap - at)
+        out[:, :head] = self.ring[:, at : at + head]
+        out[:, head:] = self.ring[:, : end - first - head]
+
+    def cut(self, end: int) -> NDArray[np.int16] | None:
+        """Received samples of [frontier, end) as int16 (C, n), ABSENT where none came; None when none came at all."""
+        pieces = list(_overlaps(self.spans, self.frontier, end))
+        if not pieces:
+            return None
+        shape = (len(self.layout.leads), end - self.frontier)
+        whole = pieces == [(self.frontier, end)]
+        out = np.empty(shape, dtype=np.int16) if whole else np.full(shape, ABSENT, dtype=np.int16)
+        for first, last in pieces:
+            self.read(first, last, out[:, first - self.frontier : last - self.frontier])
+        return out
+
+
+def _overlaps(spans: list[int], first: int, end: int) -> Iterator[tuple[int, int]]:
+    """The parts of [first, end) that `spans` cover."""
+    for i in range(0, len(spans), 2):
+        a, b = max(spans[i], first), min(spans[i + 1], end)
+        if a < b:
+            yield a, b
+
+
+def _merge(spans: list[int], first: int, end: int) -> list[int]:
+    """`spans` with [first, end) added; touching stretches join."""
+    out: list[int] = []
+    for i in range(0, len(spans), 2):
+        a, b = spans[i], spans[i + 1]
+        if b < first:
+            out += (a, b)
+        elif a > end:
+            out += (first, end)
+            first, end = a, b
+        else:
+            first, end = min(a, first), max(b, end)
+    return [*out, first, end]
+
+
+class Windower:
+    """All runs of one partition. `push` and `tick` return the events that a record gave rise to, in order."""
+
+    def __init__(
+        self, partition: int, rules: Rules, runs: Iterable[Run] = (), memory: Mapping[RunKey, Remembered] | None = None
+    ) -> None:
+        self.partition, self.rules = partition, rules
+        self.runs: OrderedDict[RunKey, Run] = OrderedDict()  # in order of their last accepted chunk in the log
+        self.memory: dict[RunKey, Remembered] = dict(memory or {})  # closed runs, oldest first
+        self.by_stream: dict[str, list[RunKey]] = {}
+        self.clock_ms = 0  # highest timestamp seen in the log
+        self.dropped_tails = 0
+        self._due_ms = 0  # no run is idle and no memory is old before the log shows this time
+        for run in sorted(runs, key=lambda r: r.last_ms):
+            self.runs[run.key] = run
+            self.by_stream.setdefault(run.key[0], []).append(run.key)
+
+    def tracks(self) -> Iterator[Track]:
+        """Of every remembered run, open or closed."""
+        for run in self.runs.values():
+            yield run.track
+        for closed in self.memory.values():
+            yield closed.track
+
+    def tick(self, timestamp_ms: int) -> list[Event]:
+        """A record, usable or not, stands at this log time: end the runs that have been silent for longer than idle_ms."""
+        events: list[Event] = []
+        rules, self.clock_ms = self.rules, max(self.clock_ms, timestamp_ms)
+        if self.clock_ms <= self._due_ms:
+            return events
+        while self.runs and self.clock_ms - (run := next(iter(self.runs.values()))).last_ms > rules.idle_ms:
+            self._end(run, "idle", events)
+        while self.memory and self.clock_ms - self.memory[key := next(iter(self.memory))].timestamp_ms > rules.memory_ms:
+            del self.memory[key]
+        idle = next(iter(self.runs.values())).last_ms if self.runs else self.clock_ms
+        old = next(iter(self.memory.values())).timestamp_ms if self.memory else self.clock_ms
+        self._due_ms = min(idle + rules.idle_ms, old + rules.memory_ms)
+        return events
+
+    def conclude_idle(self) -> list[Event]:
+        """The reader stood at the end of the partition for longer than idle_ms: any later record would end every run."""
+        events: list[Event] = []
+        for run in list(self.runs.values()):
+            self._end(run, "idle", events)
+        return events
+
+    def push(self, chunk: Chunk, offset: int, timestamp_ms: int) -> list[Event]:
+        """One decoded chunk. Its samples (C, n) are copied; the log's first copy of a sample wins."""
+        events = self.tick(timestamp_ms)
+        key, layout, first, samples, last = chunk
+        end = first + samples.shape[1]
+        run = self.runs.get(key)
+        if run is None:
+            run = self._open(key, layout, first, end, offset, events)
+            if run is None:
+                return events
+        spans = run.spans
+        if spans and first == run.high == spans[-1] and end <= run.frontier + run.cap:
+            run.write(first, samples)  # the common case: the next stretch, and there is room
+            spans[-1] = run.high = end
+            self._accept(run, end, offset)
+            if end >= run.end:
+                self._decide_complete(run, events)
+        elif not self._place(run, first, samples, offset, events):
+            return events
+        if last:
+            run.final = max(end, run.final or 0)
+        if run.final is not None and self._finished(run):
+            self._end(run, "last", events)
+        return events
+
+    def _open(self, key: RunKey, layout: Layout, first: int, end: int, offset: int, events: list[Event]) -> Run | None:
+        """A run for a key that has none: its grid starts at or before the first index less the grace, not below its memory."""
+        known = self.memory.get(key)
+        if known is not None and end <= known.frontier:
+            events.append(Rejected(offset, "late"))
+            return None
+        step = self.rules.hop_ms * layout.fs_mhz
+        grid = last_at_or_before(max(0, first - layout.samples(self.rules.grace_ms)), step)
+        if known is not None:
+            grid = max(grid, first_at_or_after(known.frontier, step))
+            del self.memory[key]
+        siblings = self.by_stream.setdefault(key[0], [])
+        if len(siblings) >= self.rules.runs:
+            self._end(min((self.runs[k] for k in siblings), key=lambda r: r.last_offset), "evicted", events)
+            siblings = self.by_stream.setdefault(key[0], [])
+        run = Run(key, layout, self.rules, grid, known.track if known else None)
+        run.high = max(first, run.frontier)
+        self.runs[key] = run
+        siblings.append(key)
+        return run
+
+    def _accept(self, run: Run, end: int, offset: int) -> None:
+        run.last_ms, run.last_offset = self.clock_ms, offset
+        run.track.accept(offset, end)
+        self.runs.move_to_end(run.key)
+
+    def _place(self, run: Run, first: int, samples: NDArray[np.int16], offset: int, events: list[Event]) -> bool:
+        """Any chunk, piece by piece in rising order so that the ring never overflows. False: refused as a whole."""
+        end = first + samples.shape[1]
+        if end <= run.frontier:
+            events.append(Rejected(offset, "late"))
+            return False
+        if first - run.high > run.layout.samples(self.rules.jump_ms):
+            events.append(Rejected(offset, "index_jump"))
+            return False
+        if first < run.frontier:
+            events.append(Rejected(offset, "late"))
+        at, conflict = max(first, run.frontier), False
+        while at < end:
+            while at - run.frontier >= run.cap:  # this sample is at window end + grace
+                self._decide(run, events)
+            stop = min(end, run.frontier + run.cap)
+            wrote, clash = _scatter(run, at, samples[:, at - first : stop - first])
+            conflict = conflict or clash
+            run.high = max(run.high, stop)
+            if wrote:
+                self._accept(run, stop, offset)
+                self._decide_complete(run, events)
+            at = max(stop, run.frontier)
+        if conflict:
+            events.append(Rejected(offset, "conflict"))
+        return True
+
+    def _decide_complete(self, run: Run, events: list[Event]) -> None:
+        while run.spans and run.spans[0] <= run.frontier and run.spans[1] >= run.end:
+            self._decide(run, events)
+
+    def _decide(self, run: Run, events: list[Event], closed: str = "") -> None:
+        """Cut the window at the frontier and move on. A window without a sample gives no event."""
+        first, end = run.frontier, min(run.end, run.high) if closed else run.end
+        samples, source = run.cut(end), self._input(run)
+        if closed:
+            run.skip_to(run.high)
+        else:
+            run.advance()
+        if samples is not None:
+            events.append(Window(run.key, run.layout, first, samples, run.frontier, closed, source))
+
+    def _input(self, run: Run) -> Input:
+        low = run.track.low(run.frontier)
+        return Input(self.partition, run.last_offset if low is None else low, run.last_offset, run.last_ms)
+
+    def _finished(self, run: Run) -> bool:
+        """The device has said where it ends, and no hole is young enough to be filled within the grace."""
+        if run.final is None or run.high < run.final:
+            return False
+        newest = run.spans[-2] if run.spans else run.frontier
+        return newest <= max(run.frontier, run.high - run.layout.samples(self.rules.grace_ms))
+
+    def _end(self, run: Run, why: str, events: list[Event]) -> None:
+        """Decide what is whole, then the tail if it reaches 5 s; remember the frontier so that late samples stay late."""
+        while run.end <= run.high:
+            self._decide(run, events)
+        if run.high - run.frontier >= run.layout.samples(self.rules.tail_ms):
+            self._decide(run, events, closed=why)
+        else:
+            self.dropped_tails += run.high > run.frontier
+            source = self._input(run)
+            run.skip_to(run.high)
+            events.append(Closed(run.key, run.layout, run.frontier, why, source))
+        del self.runs[run.key]
+        siblings = self.by_stream[run.key[0]]
+        siblings.remove(run.key)
+        if not siblings:
+            del self.by_stream[run.key[0]]
+        self.memory.pop(run.key, None)
+        self.memory[run.key] = Remembered(run.frontier, run.last_ms, run.track)
+
+
+def _scatter(run: Run, first: int, samples: NDArray[np.int16]) -> tuple[bool, bool]:
+    """Write the samples (C, n) that the run does not have yet. Returns (any written, any that differ from what it has)."""
+    end = first + samples.shape[1]
+    known = list(_overlaps(run.spans, first, end))
+    clash, at, wrote = False, first, False
+    for a, b in [*known, (end, end)]:
+        if at < a:
+            run.write(at, samples[:, at - first : a - first])
+            wrote = True
+        if a < b:
+            have = np.empty((samples.shape[0], b - a), dtype=np.int16)
+            run.read(a, b, have)
+            clash = clash or not np.array_equal(have, samples[:, a - first : b - first])
+        at = b
+    if wrote:
+        run.spans = _merge(run.spans, first, end)
+    return wrote, clash

@@ -1,0 +1,150 @@
+"""Bytes <-> records: chunks in, findings and dead letters out. Limits are checked before anything is decoded.
+
+Every refusal is BadInput with a reason code; no message, log line or dead letter holds a sample.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from encoders.signal import Layout, SignalError
+from stream_worker.errors import BadInput
+from stream_worker.proto import ecg_chunk_pb2
+from stream_worker.records import Chunk, DeadLetter, Finding
+
+__all__ = ["MAX_CHUNK_BYTES", "Decoder", "dead_letter_message", "finding_message", "finding_schema", "parse_finding"]
+
+MAX_CHUNK_BYTES = 1 << 20
+MAX_ID_BYTES = 128
+MAX_INDEX = 1 << 53  # a JSON number can hold it exactly
+UNITS = ("mV", "NU")
+
+Headers = tuple[tuple[str, bytes], ...]
+
+
+class Decoder:
+    """Protobuf bytes -> Chunk. Layouts are checked once and then looked up: a stream repeats its own in every chunk."""
+
+    def __init__(self, max_bytes: int = MAX_CHUNK_BYTES, max_layouts: int = 4096) -> None:
+        self.max_bytes, self.max_layouts = max_bytes, max_layouts
+        self._layouts: dict[tuple[Any, ...], Layout] = {}
+
+    def __call__(self, key: bytes | None, value: bytes | None) -> Chunk:
+        """Raises BadInput: empty, oversize, schema, key_mismatch, stream_id, session_id, index_range, start_range,
+        sample_count, no_samples, or a SignalError code (unknown_lead, doubled_lead, no_lead, fs_range, gain_range, ...)."""
+        if not value:
+            raise BadInput("empty", "the message has no value")
+        if len(value) > self.max_bytes:
+            raise BadInput("oversize", f"{len(value)} bytes, the limit is {self.max_bytes}")
+        message = ecg_chunk_pb2.Chunk()
+        try:
+            message.ParseFromString(value)
+        except DecodeError:
+            raise BadInput("schema", "the bytes are not an ecg.v1.Chunk") from None
+        stream, session = message.stream_id.encode(), message.session_id
+        if not 0 < len(stream) <= MAX_ID_BYTES:
+            raise BadInput("stream_id", f"stream id of {len(stream)} bytes; 1 to {MAX_ID_BYTES} are allowed")
+        if key != stream:
+            raise BadInput("key_mismatch", "the message key is not the stream id")
+        if len(session) > MAX_ID_BYTES:
+            raise BadInput("session_id", f"session id of {len(session)} characters; at most {MAX_ID_BYTES} are allowed")
+        layout = self._layout(message)
+        first, data = message.first_sample, message.samples
+        count, rest = divmod(len(data), 2 * len(layout.leads))
+        if rest:
+            raise BadInput("sample_count", f"{len(data)} bytes do not divide into {len(layout.leads)} leads of int16")
+        if count == 0:
+            raise BadInput("no_samples", "the chunk holds no samples")
+        if not 0 <= first <= MAX_INDEX - count:
+            raise BadInput("index_range", f"first sample {first} is negative or beyond 2^53")
+        if message.session_start_ns < 0:
+            raise BadInput("start_range", "the session starts before 1970")
+        flat = np.frombuffer(data, dtype="<i2")
+        if message.order == ecg_chunk_pb2.LEAD_MAJOR:
+            samples = flat.reshape(len(layout.leads), count)
+        elif message.order == ecg_chunk_pb2.INTERLEAVED:
+            samples = flat.reshape(count, len(layout.leads)).T
+        else:
+            raise BadInput("schema", f"unknown sample order {message.order}")
+        run = (message.stream_id, session, message.session_start_ns, layout.digest)
+        return Chunk(run, layout, first, samples, message.last)
+
+    def _layout(self, message: ecg_chunk_pb2.Chunk) -> Layout:
+        spelled = (message.fs_mhz, message.unit, tuple(message.leads), tuple(message.gain), tuple(message.baseline))
+        layout = self._layouts.get(spelled)
+        if layout is None:
+            try:
+                unit = UNITS[message.unit] if message.unit in (0, 1) else "unknown"
+                layout = Layout.of(message.fs_mhz, message.leads, message.gain, message.baseline, unit)
+            except SignalError as error:
+                raise BadInput(error.code, str(error)) from None
+            if len(self._layouts) >= self.max_layouts:
+                self._layouts.clear()
+            self._layouts[spelled] = layout
+        return layout
+
+
+def finding_message(finding: Finding) -> tuple[bytes, bytes, Headers]:
+    """(key, value, CloudEvents binary headers) of a finding."""
+    body = finding.body
+    headers = (
+        ("ce_specversion", b"1.0"),
+        ("ce_id", body["id"].encode()),
+        ("ce_type", f"ecg.finding.{body['kind']}.v1".encode()),
+        ("ce_source", b"ecg-worker"),
+        ("ce_subject", body["stream"].encode()),
+        ("ce_time", body["time"].encode()),
+        ("content-type", b"application/json"),
+    )
+    return body["stream"].encode(), to_json(body), headers
+
+
+def dead_letter_message(letter: DeadLetter, topic: str) -> tuple[bytes, bytes, Headers]:
+    """(key, value, headers) of a dead letter; the key is where the refused record stands."""
+    body: dict[str, Any] = {
+        "v": 1,
+        "reason": letter.code,
+        "topic": topic,
+        "partition": letter.partition,
+        "offset": letter.offset,
+        "sha256": letter.digest,
+        "bytes": letter.size,
+    }
+    if letter.payload is not None:
+        body["payload_hex"] = letter.payload.hex()
+    return f"{topic}/{letter.partition}/{letter.offset}".encode(), to_json(body), (("content-type", b"application/json"),)
+
+
+def dead_letter(partition: int, offset: int, code: str, value: bytes | None, keep: bool = False) -> DeadLetter:
+    """What is kept of a refused record."""
+    data = value or b""
+    return DeadLetter(partition, offset, code, hashlib.sha256(data).hexdigest(), len(data), data if keep else None)
+
+
+def to_json(body: dict[str, Any]) -> bytes:
+    """Compact UTF-8 JSON; NaN is a defect and raises ValueError."""
+    return json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+
+
+def parse_finding(value: bytes) -> dict[str, Any]:
+    """A finding's JSON object. Raises BadInput("finding") when it is not one of ours."""
+    try:
+        body = json.loads(value)
+        if body["v"] != 1 or body["kind"] not in ("scored", "unscorable", "closed"):
+            raise BadInput("finding", f"unknown finding version {body['v']!r} or kind {body['kind']!r}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInput("finding", f"not a finding: {type(error).__name__}") from None
+    return dict(body)
+
+
+@cache
+def finding_schema() -> dict[str, Any]:
+    """The JSON Schema that every published finding satisfies."""
+    return dict(json.loads(resources.files("stream_worker.proto").joinpath("finding.schema.json").read_text("utf-8")))
