@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from deploy.local import LocalServices
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -23,3 +26,22 @@ def shared() -> Path:
 def mitdb(shared: Path) -> Path:
     """MIT-BIH recordings, 30 minutes, 2 leads, 360 Hz."""
     return shared / "ecg" / "long" / "mitdb"
+
+
+@pytest.fixture(scope="session")
+def services() -> Iterator[LocalServices]:
+    """A real Kafka and a real Redis, started for the first test that asks; a test that breaks them mends them."""
+    with LocalServices() as started:
+        yield started
+
+
+@pytest.fixture
+def kafka(services: LocalServices) -> str:
+    """Bootstrap address of a running broker."""
+    return services.kafka
+
+
+@pytest.fixture
+def redis_url(services: LocalServices) -> str:
+    """URL of a running Redis, database 0; what other tests left there may still be there."""
+    return services.redis

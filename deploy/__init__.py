@@ -1,0 +1,1 @@
+"""What runs the worker somewhere: local services, images, manifests."""
