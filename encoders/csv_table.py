@@ -129,6 +129,6 @@ def _rate(t: NDArray[np.float64]) -> float:
     if abs(fs - round(fs)) < _SNAP * fs:
         fs = float(round(fs))
     off = np.abs(t - t[0] - np.arange(len(t)) / fs).max()
-    if off > 0.75 / fs:
+    if off > 0.75 / fs or np.diff(t).max() > 1.7 / fs:
         raise CsvError("the time column does not step evenly: fill missing rows with empty cells")
     return float(fs)

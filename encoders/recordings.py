@@ -271,16 +271,18 @@ def _narrow(channel: _Channel, gain: float) -> tuple[NDArray[np.int16], float, f
 
     A sample at the int16 minimum is clipped to -32767: the minimum itself says ABSENT.
     """
-    counts, absent = channel.counts, channel.absent
+    sign = -1 if gain < 0 else 1  # EDF may give its physical range upside down
+    counts = channel.counts.astype(np.int64 if channel.counts.dtype.kind == "i" else np.float64) * sign
+    absent, baseline, gain = channel.absent, channel.baseline * sign, gain * sign
     present = counts[~absent]
     if not present.size:
         return np.full(len(counts), ABSENT, dtype=np.int16), min(max(gain, GAIN_RANGE[0]), GAIN_RANGE[1]), 0.0
     low, high = float(present.min()), float(present.max())
-    scale = max(1.0, (high - low) / (2 * COUNT_LIMIT), abs(gain) / GAIN_RANGE[1])  # old counts in a new one
+    scale = max(1.0, (high - low) / (2 * COUNT_LIMIT), gain / GAIN_RANGE[1])  # old counts in a new one
     fits = scale == 1.0 and low >= -COUNT_LIMIT - 1 and high <= COUNT_LIMIT
     offset = 0.0 if fits else float(round((low + high) / 2))
     exact = scale == 1.0 and counts.dtype.kind == "i"
-    shifted = counts.astype(np.int64) - int(offset) if exact else np.rint((np.where(absent, offset, counts) - offset) / scale)
+    shifted = counts - int(offset) if exact else np.rint((np.where(absent, offset, counts) - offset) / scale)
     narrow = np.clip(shifted, -COUNT_LIMIT, COUNT_LIMIT).astype(np.int16)
     narrow[absent] = ABSENT
-    return narrow, gain / scale, (channel.baseline - offset) / scale
+    return narrow, gain / scale, (baseline - offset) / scale
