@@ -1,0 +1,195 @@
+"""The label bank: one unit-norm row a label, with the numbers that turn a similarity into a calibrated probability.
+
+Bytes: magic ``ECGBANK1``, uint32 LE length of the header, header (canonical JSON, utf-8), raw float32 LE (L, D). The same bytes
+lie in the artifact and in Redis; their sha256 is the bank's name. Knows no file and no store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from encoders.signal import LEADS, lead_bits
+
+__all__ = ["MIN_POSITIVES", "BankError", "Label", "LabelBank", "TextModel"]
+
+MAGIC = b"ECGBANK1"
+MIN_POSITIVES = 10  # training positives below which a label has no probability
+UNIT_TOLERANCE = 1e-3
+MAX_HEADER = 8 << 20  # bytes
+
+Floats = NDArray[np.float32]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Urgency = Literal["normal", "routine", "routine_new_urgent", "urgent", "critical"]
+LeadsNeeded = Literal["any", "limb", "V1|V2", "12"]
+
+
+class BankError(ValueError):
+    """Bytes that are not a label bank, or a bank that does not fit; the text gives the two values that differ."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Label(_Frozen):
+    """One diagnostic statement. bias, calibration (a, b): probability = sigmoid(a * logit + b), logit = scale * cosine + bias.
+
+    codes: by scheme ("snomed_ct", "scp"). positives: records that state it in the training data; below 10 it is
+    ``unsupported`` and has no probability. threshold: on the probability, None where it could not be chosen.
+    """
+
+    id: str = Field(min_length=1, max_length=64)
+    name_en: str
+    name_ja: str
+    codes: dict[str, tuple[str, ...]]
+    urgency: Urgency
+    leads_needed: LeadsNeeded
+    tier: Literal["trained", "unsupported"]
+    positives: int = Field(ge=0)
+    bias: Finite
+    calibration: tuple[Finite, Finite] | None
+    threshold: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None
+
+    def assessable(self, mask: int) -> bool:
+        """Whether leads `mask` (12 bits, derived ones too) suffice; limb needs two of I, II, III, which give the plane."""
+        if self.leads_needed == "any":
+            return mask != 0
+        if self.leads_needed == "limb":
+            return (mask & 0b111).bit_count() >= 2
+        if self.leads_needed == "V1|V2":
+            return bool(mask & lead_bits(("V1", "V2")))
+        return mask == (1 << len(LEADS)) - 1
+
+
+class TextModel(_Frozen):
+    """The frozen language model that embedded the label sentences, and how."""
+
+    model: str
+    pooling: Literal["last", "mean", "weighted"]
+    prompt: str
+    language: Literal["en", "ja"]
+    note: str = ""
+
+
+class _Header(_Frozen):
+    format: Literal[1]
+    encoder: str = Field(pattern=r"^[0-9a-f]{64}$")
+    dim: int = Field(ge=1, le=65536)
+    scale: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    text: TextModel
+    labels: tuple[Label, ...] = Field(min_length=1)
+
+
+@dataclass(frozen=True, eq=False)
+class LabelBank:
+    """labels: L of them. matrix: (L, D) float32 unit rows, read-only. encoder: sha256 of the encoder.onnx it belongs to.
+
+    Raises BankError when shapes, ids, row norms or finiteness are wrong.
+    """
+
+    labels: tuple[Label, ...]
+    matrix: Floats
+    scale: float
+    encoder: str
+    text: TextModel
+
+    def __post_init__(self) -> None:
+        matrix = np.array(self.matrix, dtype=np.float32, order="C")
+        if matrix.ndim != 2 or matrix.shape[0] != len(self.labels):
+            raise BankError(f"label bank: {len(self.labels)} labels but a matrix of shape {matrix.shape}")
+        ids = [label.id for label in self.labels]
+        if len(set(ids)) != len(ids):
+            raise BankError(f"label bank: {len(ids)} labels but only {len(set(ids))} distinct ids")
+        if not np.isfinite(matrix).all():
+            raise BankError(f"label bank: 0 non-finite values expected, found {int((~np.isfinite(matrix)).sum())}")
+        norms = np.linalg.norm(matrix.astype(np.float64), axis=1)
+        worst = int(np.abs(norms - 1).argmax())
+        if abs(norms[worst] - 1) > UNIT_TOLERANCE:
+            raise BankError(f"label bank: row {ids[worst]!r} must have norm 1, has {norms[worst]:.6g}")
+        matrix.setflags(write=False)
+        object.__setattr__(self, "matrix", matrix)
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return int(self.matrix.shape[1])
+
+    @cached_property
+    def digest(self) -> str:
+        """Hex sha256 of `to_bytes()`."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()
+
+    @cached_property
+    def _platt(self) -> tuple[Floats, Floats, Floats]:
+        """bias (L,), a (L,), b (L,); a is NaN for labels without a probability."""
+        nan = (float("nan"), 0.0)
+        pairs = [(x.calibration or (1.0, 0.0)) if x.tier == "trained" else nan for x in self.labels]
+        a, b = np.array(pairs, dtype=np.float32).T
+        return np.array([x.bias for x in self.labels], dtype=np.float32), a, b
+
+    def to_bytes(self) -> bytes:
+        """The bank as stored; equal banks give equal bytes."""
+        header = _Header(
+            format=1, encoder=self.encoder, dim=self.dim, scale=self.scale, text=self.text, labels=self.labels
+        ).model_dump(mode="json")
+        text = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+        return MAGIC + struct.pack("<I", len(text)) + text + self.matrix.astype("<f4").tobytes()
+
+    @classmethod
+    def from_bytes(cls, data: bytes, expect_digest: str | None = None) -> LabelBank:
+        """The bank in `data`. Raises BankError for anything else, naming what was expected and what is there."""
+        if expect_digest is not None and (digest := hashlib.sha256(data).hexdigest()) != expect_digest:
+            raise BankError(f"label bank: digest {expect_digest} expected, the bytes have {digest}")
+        if data[: len(MAGIC)] != MAGIC:
+            raise BankError(f"label bank: magic {MAGIC!r} expected, found {data[: len(MAGIC)]!r}")
+        start = len(MAGIC) + 4
+        if len(data) < start:
+            raise BankError(f"label bank: at least {start} bytes expected, got {len(data)}")
+        (length,) = struct.unpack_from("<I", data, len(MAGIC))
+        if length > MAX_HEADER or start + length > len(data):
+            raise BankError(f"label bank: header of {length} bytes announced, {len(data) - start} bytes follow")
+        header = _read_header(data[start : start + length])
+        n, size = len(header.labels), len(data) - start - length
+        if size != n * header.dim * 4:
+            raise BankError(f"label bank: {n} x {header.dim} float32 are {n * header.dim * 4} bytes, found {size}")
+        matrix = np.frombuffer(data, "<f4", offset=start + length).reshape(n, header.dim)
+        return cls(header.labels, matrix.astype(np.float32), header.scale, header.encoder, header.text)
+
+    def check(self, encoder_digest: str, dim: int) -> None:
+        """Raises BankError unless the bank was made for this encoder."""
+        if self.encoder != encoder_digest:
+            raise BankError(f"label bank is for encoder {self.encoder}, this encoder is {encoder_digest}")
+        if self.dim != dim:
+            raise BankError(f"label bank has D = {self.dim}, this encoder gives D = {dim}")
+
+    def logits(self, e: Floats) -> Floats:
+        """e: (B, D) unit-norm -> (B, L): scale * cosine + bias."""
+        if e.ndim != 2 or e.shape[1] != self.dim:
+            raise BankError(f"embeddings (B, {self.dim}) expected, got {e.shape}")
+        return np.asarray(np.float32(self.scale) * (e @ self.matrix.T) + self._platt[0], dtype=np.float32)
+
+    def probabilities(self, e: Floats) -> Floats:
+        """e: (B, D) unit-norm -> (B, L) calibrated probabilities, NaN for unsupported labels."""
+        _, a, b = self._platt
+        z = np.clip(a * self.logits(e) + b, -80, 80)  # NaN passes through
+        return np.asarray(1 / (1 + np.exp(-z)), dtype=np.float32)
+
+
+def _read_header(raw: bytes) -> _Header:
+    try:
+        return _Header.model_validate(json.loads(raw.decode()))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "header"
+        raise BankError(f"label bank: {where}: {first['msg']}, found {str(first['input'])[:60]!r}") from None
+    except (ValueError, RecursionError) as error:
+        raise BankError(f"label bank: a JSON header expected, found {raw[:24]!r} ({error})") from None

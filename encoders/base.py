@@ -1,0 +1,45 @@
+"""What every ECG encoder is, whatever runs it. Knows no file and no framework."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Protocol, Self, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from encoders.signal import LEADS, WINDOW, SignalError
+
+__all__ = ["Encoder", "Floats", "check_windows"]
+
+Floats = NDArray[np.float32]
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """Prepared windows -> unit-norm embeddings. Close it, or use it as a context manager.
+
+    dim: length D of an embedding. digest: hex sha256 of its encoder.onnx. backend: a short word, e.g. "onnxruntime".
+    """
+
+    dim: int
+    digest: str
+    backend: str
+
+    def encode(self, x: Floats) -> Floats:
+        """x: float32 (B, 12, 5000) as `preprocess` makes it -> float32 (B, D), rows of norm 1. Raises SignalError("shape")."""
+        ...
+
+    def close(self) -> None:
+        """Release what the backend holds; encoding afterwards is an error."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+
+
+def check_windows(x: Floats) -> None:
+    """Raises SignalError("shape") unless x is float32 (B, 12, 5000)."""
+    if x.ndim != 3 or x.shape[1:] != (len(LEADS), WINDOW) or x.dtype != np.float32:
+        raise SignalError("shape", f"an encoder takes float32 (B, {len(LEADS)}, {WINDOW}), got {x.dtype} {x.shape}")
