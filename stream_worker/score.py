@@ -1,0 +1,219 @@
+"""Windows -> findings: preprocess, one encoder call a batch, similarity to the label bank, calibrated probabilities.
+
+Pure but for the encoder it is given: knows no Kafka, no Redis and no clock. A window that cannot be scored says why; a label
+that cannot be assessed from these leads, from this amplitude, or for want of evidence has no probability.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from encoders import preprocess as chain
+from encoders.bank import Label, LabelBank
+from encoders.base import Encoder
+from encoders.quality import Quality, assess
+from encoders.signal import lead_names
+from stream_worker.records import Closed, Finding, Window, identity
+
+__all__ = ["Options", "Scorer", "assessability"]
+
+# statements that rest on an amplitude in mV, by (scheme, code): voltages, hypertrophy, atrial enlargement, tall T
+VOLTAGE_CODES = {
+    *(("scp", code) for code in ("LVOLT", "HVOLT", "VCLVH", "LVH", "RVH", "SEHYP", "LAO/LAE", "RAO/RAE")),
+    *(("snomed_ct", code) for code in ("251146004", "55827005", "164873001", "89792004", "67741000119109", "446358003")),
+    ("snomed_ct", "251259000"),
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """top: labels a finding lists besides those above their threshold. all_scores: add every label's probability."""
+
+    top: int = 5
+    all_scores: bool = False
+
+
+def assessability(labels: Sequence[Label], mask: int, amplitude_lost: bool) -> list[str]:
+    """For each label "" or why it cannot be assessed: evidence (too few training cases), leads, amplitude."""
+    out = []
+    for label in labels:
+        if label.tier == "unsupported":
+            out.append("evidence")
+        elif not label.assessable(mask):
+            out.append("leads")
+        elif amplitude_lost and any((s, code) in VOLTAGE_CODES for s, codes in label.codes.items() for code in codes):
+            out.append("amplitude")
+        else:
+            out.append("")
+    return out
+
+
+class Scorer:
+    """Scores batches against one bank. `with_bank` gives the same scorer for another; both raise BankError on a mismatch."""
+
+    def __init__(self, encoder: Encoder, bank: LabelBank, options: Options | None = None) -> None:
+        bank.check(encoder.digest, encoder.dim)
+        self.encoder, self.bank, self.options = encoder, bank, options or Options()
+        self._assess: dict[tuple[int, bool], tuple[NDArray[np.bool_], dict[str, list[str]]]] = {}
+
+    def with_bank(self, bank: LabelBank) -> Scorer:
+        """A scorer with the same encoder and options."""
+        return Scorer(self.encoder, bank, self.options)
+
+    def prepare(self, window: Window) -> tuple[chain.Prepared, Quality]:
+        """The first half of the work for one window; threads may run it."""
+        calibrated = chain.calibrate(window.samples, window.layout)
+        prepared = chain.prepare(calibrated, window.layout)
+        return prepared, assess(calibrated, prepared, window.layout)
+
+    def __call__(self, events: Sequence[Window | Closed]) -> list[Finding]:
+        """One finding an event, in order."""
+        return self.finish(events, [self.prepare(e) if isinstance(e, Window) else None for e in events])
+
+    def finish(
+        self, events: Sequence[Window | Closed], ready: Sequence[tuple[chain.Prepared, Quality] | None]
+    ) -> list[Finding]:
+        """The second half: one encoder call for all scorable windows of the batch."""
+        scorable = [i for i, r in enumerate(ready) if r is not None and r[0].reason is None]
+        rows: dict[int, NDArray[np.float32]] = {}
+        if scorable:
+            embeddings = self.encoder.encode(np.stack([r[0].x for i in scorable if (r := ready[i]) is not None]))
+            rows = dict(zip(scorable, self.bank.probabilities(embeddings), strict=True))
+            bad = [i for i, e in zip(scorable, embeddings, strict=True) if not np.isfinite(e).all()]
+            for i in bad:
+                rows.pop(i)
+        return [self._finding(event, r, rows.get(i)) for i, (event, r) in enumerate(zip(events, ready, strict=True))]
+
+    def _finding(
+        self, event: Window | Closed, ready: tuple[chain.Prepared, Quality] | None, row: NDArray[np.float32] | None
+    ) -> Finding:
+        if isinstance(event, Closed):
+            body = self._head(event, "closed", event.first)
+        else:
+            assert ready is not None
+            prepared, quality = ready
+            reason = prepared.reason or (None if row is not None else "engine")
+            body = self._head(event, "unscorable" if reason else "scored", event.next)
+            body |= self._signal(event, prepared, quality)
+            if row is None:
+                body["reason"] = reason
+            else:
+                body |= self._labels(prepared.mask, event.layout.unit == "NU", row)
+        return Finding(event.key, event.input.partition, int(body["next"]), body)
+
+    def _head(self, event: Window | Closed, kind: str, frontier: int) -> dict[str, Any]:
+        stream, session, start_ns, _ = event.key
+        layout, source = event.layout, event.input
+        return {
+            "v": 1,
+            "id": identity(event.key, kind, event.first, self.encoder.digest, self.bank.digest),
+            "kind": kind,
+            "time": rfc3339(start_ns, event.first, layout.fs_mhz),
+            "stream": stream,
+            "session": session,
+            "session_start_ns": start_ns,
+            "first_sample": event.first,
+            "layout": {
+                "fs_mhz": layout.fs_mhz,
+                "leads": list(layout.leads),
+                "gain": list(layout.gain),
+                "baseline": list(layout.baseline),
+                "unit": layout.unit,
+            },
+            "next": frontier,
+            "closed": event.closed or None,
+            "input": {
+                "partition": source.partition,
+                "first": source.first,
+                "last": source.last,
+                "last_timestamp": source.last_timestamp_ms,
+            },
+            "model": self.encoder.digest,
+            "bank": self.bank.digest,
+            "preprocess": chain.VERSION,
+            "backend": self.encoder.backend,
+        }
+
+    def _signal(self, window: Window, prepared: chain.Prepared, quality: Quality) -> dict[str, Any]:
+        n = window.samples.shape[1]
+        return {
+            "samples": n,
+            "tail": n < window.layout.window,
+            "window_digest": window_digest(window.samples, prepared.mask),
+            "lead_mask": prepared.mask,
+            "leads": list(lead_names(prepared.mask)),
+            "derived": list(lead_names(prepared.derived)),
+            "amplitude": quality.amplitude,
+            "quality": {
+                "good": list(lead_names(quality.good)),
+                "issues": {lead: list(words) for lead, words in quality.leads.items()},
+                "heart_rate": None if quality.heart_rate is None else round(quality.heart_rate, 1),
+                "pacing": quality.pacing,
+            },
+        }
+
+    def _labels(self, mask: int, lost: bool, row: NDArray[np.float32]) -> dict[str, Any]:
+        """row: (L,) probabilities, NaN without evidence."""
+        usable, why_not = self._assessable(mask, lost)
+        p = np.where(usable, row, -1.0)
+        order = np.argsort(-p, kind="stable")
+        labels, bank = [], self.bank.labels
+        for i in order:
+            label, probability = bank[i], float(p[i])
+            positive = label.threshold is not None and probability >= label.threshold
+            if probability < 0 or (len(labels) >= self.options.top and not positive):
+                continue
+            labels.append(
+                {
+                    "id": label.id,
+                    "name_ja": label.name_ja,
+                    "name_en": label.name_en,
+                    "codes": {scheme: list(codes) for scheme, codes in label.codes.items()},
+                    "probability": round(probability, 6),
+                    "threshold": label.threshold,
+                    "positive": positive,
+                    "urgency": label.urgency,
+                }
+            )
+        out: dict[str, Any] = {"labels": labels, "not_assessable": why_not}
+        if self.options.all_scores:
+            out["scores"] = {
+                label.id: round(float(x), 6) if ok and math.isfinite(x) else None
+                for label, x, ok in zip(bank, row, usable, strict=True)
+            }
+        return out
+
+    def _assessable(self, mask: int, lost: bool) -> tuple[NDArray[np.bool_], dict[str, list[str]]]:
+        found = self._assess.get((mask, lost))
+        if found is None:
+            reasons = assessability(self.bank.labels, mask, lost)
+            names = {w: [x.id for x, r in zip(self.bank.labels, reasons, strict=True) if r == w] for w in set(reasons) - {""}}
+            found = np.array([r == "" for r in reasons]), dict(sorted(names.items()))
+            self._assess[mask, lost] = found
+        return found
+
+
+def window_digest(samples: NDArray[np.int16], mask: int) -> str:
+    """sha256, hex, of the closed samples (C, n) as little-endian int16 and the 12-bit lead mask."""
+    h = hashlib.sha256(np.ascontiguousarray(samples, dtype="<i2"))
+    h.update(struct.pack("<H", mask))
+    return h.hexdigest()
+
+
+def rfc3339(start_ns: int, sample: int, fs_mhz: int) -> str:
+    """Device time of a sample, to the microsecond. The last moment of 9999 stands for anything later."""
+    us = start_ns // 1000 + sample * 1_000_000_000 // fs_mhz
+    try:
+        moment = datetime.fromtimestamp(us // 1_000_000, UTC)
+    except (OverflowError, ValueError, OSError):
+        return "9999-12-31T23:59:59.999999Z"
+    return moment.replace(microsecond=us % 1_000_000, tzinfo=None).isoformat(timespec="microseconds") + "Z"
