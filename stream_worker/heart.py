@@ -50,7 +50,7 @@ _P = (_Wave(-0.170, 0.020, 0.05, 0.09, -0.06), _Wave(-0.145, 0.020, 0.04, 0.07, 
 _NARROW = (
     _Wave(-0.026, 0.009, -0.10, -0.08, -0.28),  # septum, to the right and forward: q in I and V6, r in V1
     _Wave(0.000, 0.011, 1.05, 0.98, 0.15),  # free walls, to the left and down
-    _Wave(0.026, 0.014, -0.25, -0.18, 0.50),  # base, up and back: S in V1 to V4
+    _Wave(0.026, 0.014, -0.27, -0.18, 0.44),  # base, up and back: S in V1 to V4
 )
 _T = (_Wave(0.270, 0.060, 0.20, 0.18, -0.10), _Wave(0.310, 0.036, 0.12, 0.11, -0.07))  # slow up, fast down; at RR = 1 s
 _PVC = (_Wave(-0.005, 0.026, 0.40, 1.25, 0.60), _Wave(0.050, 0.034, 0.35, 0.80, 0.95))
