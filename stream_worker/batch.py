@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 class Batcher(Generic[T]):
-    """Collects weighted items in order. An item of weight 0 rides along: it never fills a batch, and alone it is due at once."""
+    """Collects weighted items in order. One of weight 0 rides along: it never fills a batch, and alone it is due at once."""
 
     def __init__(self, size: int, deadline_s: float) -> None:
         self.size, self.deadline_s = size, deadline_s

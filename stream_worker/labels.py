@@ -7,7 +7,7 @@ Redis lost at run time freezes the labels and raises an alarm; a bank for anothe
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 
@@ -61,7 +61,7 @@ class BankWatcher:
         """Wait, with back-off, for a first bank that fits; then follow. Raises ArtifactRefused when the active one does not."""
         import redis.asyncio as redis
 
-        self._redis = redis.Redis.from_url(self._url, socket_timeout=5, socket_connect_timeout=5)
+        self._redis: Any = redis.Redis.from_url(self._url, socket_timeout=5, socket_connect_timeout=5)
         delay = 0.2
         while not await self._refresh(first=True):
             await asyncio.sleep(delay)
@@ -85,10 +85,12 @@ class BankWatcher:
         from redis.exceptions import RedisError
 
         try:
-            name = await self._redis.get(ACTIVE_KEY)
+            name: bytes | None = await self._redis.get(ACTIVE_KEY)
             digest = name.decode("ascii", "replace") if name else ""
             have = self.bank.digest if self.bank else None
-            data = await self._redis.get(bank_key(digest)) if digest and digest not in (have, self._refused) else None
+            data: bytes | None = (
+                await self._redis.get(bank_key(digest)) if digest and digest not in (have, self._refused) else None
+            )
         except (RedisError, OSError) as error:
             self._lost(error)
             return False

@@ -24,7 +24,7 @@ class Track:
     share an entry, so the list stays short however small the chunks are; a shared entry only makes W a little lower.
     """
 
-    __slots__ = ("_start", "ends", "offsets", "position", "published", "quantum")
+    __slots__ = ("_start", "ends", "offsets", "position", "published", "quantum", "times")
 
     def __init__(self, published: int, quantum: int, position: int | None = None) -> None:
         self.published = published  # frontier below which everything is published
@@ -32,10 +32,11 @@ class Track:
         self.position = position  # of the run's latest finding in the findings topic
         self.offsets: list[int] = []
         self.ends: list[int] = []
+        self.times: list[int] = []  # log time (ms) of each entry's first chunk
         self._start = published
 
-    def accept(self, offset: int, end: int) -> None:
-        """A chunk at `offset` brought samples up to (not including) `end`."""
+    def accept(self, offset: int, end: int, timestamp_ms: int = 0) -> None:
+        """A chunk at `offset`, written to the log at `timestamp_ms`, brought samples up to (not including) `end`."""
         ends = self.ends
         if not ends:
             self._start = self.published
@@ -47,6 +48,7 @@ class Track:
         else:
             self._start = ends[-1]
         self.offsets.append(offset)
+        self.times.append(timestamp_ms)
         ends.append(end)
 
     def publish(self, frontier: int, position: int | None) -> None:
@@ -60,7 +62,7 @@ class Track:
         while done < len(self.ends) and self.ends[done] <= frontier:
             done += 1
         if done:
-            del self.ends[:done], self.offsets[:done]
+            del self.ends[:done], self.offsets[:done], self.times[:done]
 
     def low(self, frontier: int) -> int | None:
         """Lowest offset that may hold a sample at or above `frontier`."""

@@ -97,6 +97,7 @@ class DeadLetter:
     digest: str
     size: int
     payload: bytes | None = None
+    lost_until: int | None = None  # lost_range: one past the last lost offset
 
 
 @lru_cache(maxsize=4096)

@@ -166,7 +166,8 @@ class Scorer:
         usable, why_not = self._assessable(mask, lost)
         p = np.where(usable, row, -1.0)
         order = np.argsort(-p, kind="stable")
-        labels, bank = [], self.bank.labels
+        labels: list[dict[str, Any]] = []
+        bank = self.bank.labels
         for i in order:
             label, probability = bank[i], float(p[i])
             positive = label.threshold is not None and probability >= label.threshold
@@ -204,7 +205,7 @@ class Scorer:
 
 def window_digest(samples: NDArray[np.int16], mask: int) -> str:
     """sha256, hex, of the closed samples (C, n) as little-endian int16 and the 12-bit lead mask."""
-    h = hashlib.sha256(np.ascontiguousarray(samples, dtype="<i2"))
+    h = hashlib.sha256(np.ascontiguousarray(samples, dtype="<i2").data)
     h.update(struct.pack("<H", mask))
     return h.hexdigest()
 

@@ -182,6 +182,11 @@ class Windower:
         for closed in self.memory.values():
             yield closed.track
 
+    def track(self, key: RunKey) -> Track | None:
+        """Of a remembered run."""
+        run, closed = self.runs.get(key), self.memory.get(key)
+        return run.track if run else closed.track if closed else None
+
     def tick(self, timestamp_ms: int) -> list[Event]:
         """A record, usable or not, stands at this log time: end the runs that have been silent for longer than idle_ms."""
         events: list[Event] = []
@@ -252,7 +257,7 @@ class Windower:
 
     def _accept(self, run: Run, end: int, offset: int) -> None:
         run.last_ms, run.last_offset = self.clock_ms, offset
-        run.track.accept(offset, end)
+        run.track.accept(offset, end, self.clock_ms)
         self.runs.move_to_end(run.key)
 
     def _place(self, run: Run, first: int, samples: NDArray[np.int16], offset: int, events: list[Event]) -> bool:

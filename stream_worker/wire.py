@@ -117,6 +117,8 @@ def dead_letter_message(letter: DeadLetter, topic: str) -> tuple[bytes, bytes, H
         "sha256": letter.digest,
         "bytes": letter.size,
     }
+    if letter.lost_until is not None:
+        body["lost_until"] = letter.lost_until
     if letter.payload is not None:
         body["payload_hex"] = letter.payload.hex()
     return f"{topic}/{letter.partition}/{letter.offset}".encode(), to_json(body), (("content-type", b"application/json"),)

@@ -1,0 +1,452 @@
+"""The stages of the worker, joined by bounded queues: read and cut -> score -> publish -> commit.
+
+One order, never another: findings and dead letters of some records are published and acknowledged, then those records are
+marked processed, then the offset is committed. Start order: broker, partitions (recovered from what was published), stages.
+Drain order: reading stops, then scoring, publishing and the last commit run dry, all under one Deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import islice
+from typing import NamedTuple
+
+import structlog
+
+from stream_worker.batch import Batcher
+from stream_worker.errors import BadInput, BrokerUnavailable
+from stream_worker.labels import BankSource
+from stream_worker.ledger import Ledger
+from stream_worker.records import Closed, DeadLetter, Event, Finding, Rejected, Window
+from stream_worker.recovery import recover
+from stream_worker.score import Scorer
+from stream_worker.seam import Broker, OffsetLost, Outgoing, Position, Record
+from stream_worker.settings import Settings
+from stream_worker.telemetry import Metrics
+from stream_worker.window import Rules, Windower
+from stream_worker.wire import Decoder, dead_letter, dead_letter_message, finding_message
+
+__all__ = ["Deadline", "Pipeline"]
+
+log = structlog.get_logger(__name__)
+POLL_MS = 200
+POLL_RECORDS = 2000
+IDLE_AT_END_S = 35.0  # longer than the idle time of the log plus its clock's jitter
+STALLED_S = 60.0  # a stage without a beat for this long is not alive
+
+
+class Deadline:
+    """One budget of seconds for all the steps of a drain."""
+
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._end = clock, clock() + seconds
+
+    def left(self) -> float:
+        """Seconds left, never below 0."""
+        return max(0.0, self._end - self._clock())
+
+
+class Work(NamedTuple):
+    """What some records of one partition gave rise to; `processed` is the offset after the last of them."""
+
+    part: Partition
+    events: list[Window | Closed]
+    letters: list[DeadLetter]
+    processed: int
+
+
+class Partition:
+    """State of one owned partition, from assignment to revocation."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.ready = self.owned = False
+        self.windower: Windower | None = None
+        self.ledger = Ledger(0)
+        self.findings_end = 0
+        self.quiet_below = 0  # dead letters of records below were written by a former owner
+        self.in_flight = 0
+        self.dirty = False
+        self.at_end_since: float | None = None
+
+
+class Pipeline:
+    """A worker over any broker. `run` returns after `stop` and a drain, or raises the WorkerError that ended it."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        scorer: Callable[[], Scorer | None],
+        settings: Settings,
+        metrics: Metrics,
+        labels: BankSource,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.broker, self.settings, self.metrics, self.labels = broker, settings, metrics, labels
+        self.rules = Rules(hop_ms=settings.hop_ms)
+        self.parts: dict[int, Partition] = {}
+        self.published = 0
+        self._first_scorer, self._clock = scorer, clock
+        self._scorer: Scorer | None = None
+        self._failure: BaseException | None = None  # of a recovery, raised by the reading stage
+        self._decode = Decoder(settings.max_chunk_bytes)
+        self._to_score: asyncio.Queue[Work] = asyncio.Queue()
+        self._to_publish: asyncio.Queue[list[tuple[Work, list[Finding]]]] = asyncio.Queue(maxsize=4)
+        self._waiting = 0  # windows closed, not yet scored
+        self._paused = False
+        self._stopping = asyncio.Event()
+        self._beats: dict[str, float] = {}
+        self._down_since: float | None = None
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="score")
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # ---- life
+
+    def stop(self) -> None:
+        """Begin the drain; `run` returns when it is done."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Start, work until `stop`, drain. Raises WorkerError."""
+        starting, stopping = asyncio.create_task(self._start()), asyncio.create_task(self._stopping.wait())
+        await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
+            return
+        starting.result()
+        stages = [
+            asyncio.create_task(stage(), name=stage.__name__.strip("_"))
+            for stage in (self._read, self._score, self._publish, self._commit_often)
+        ]
+        try:
+            await asyncio.wait([*stages, stopping], return_when=asyncio.FIRST_COMPLETED)
+            for stage in stages[1:]:
+                if stage.done():
+                    stage.result()
+            if stages[0].done() and not self._stopping.is_set():
+                stages[0].result()
+            await self._drain(Deadline(self.settings.drain_s), stages)
+        finally:
+            for task in [*stages, stopping, *self._tasks]:
+                task.cancel()
+            await asyncio.gather(*stages, stopping, *self._tasks, return_exceptions=True)
+            await self.broker.stop()
+            await self.labels.stop()
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def _start(self) -> None:
+        await self.labels.start()
+        await self.broker.start(self._on_assigned, self._on_revoked)
+
+    async def _drain(self, deadline: Deadline, stages: Sequence[asyncio.Task[None]]) -> None:
+        """Reading has stopped or stops now; let what was read run dry, then commit."""
+        self._stopping.set()
+        await asyncio.wait(stages[:1], timeout=deadline.left())
+        dry = await self._dry(list(self.parts.values()), deadline, stages)
+        await asyncio.wait_for(self._commit(list(self.parts.values())), timeout=max(1.0, deadline.left()))
+        log.info("stopped", drained=dry, findings=self.published)
+
+    async def _dry(self, parts: Sequence[Partition], deadline: Deadline, stages: Sequence[asyncio.Task[None]] = ()) -> bool:
+        while any(part.in_flight for part in parts) and deadline.left() > 0:
+            for stage in stages[1:]:
+                if stage.done():
+                    stage.result()
+            await asyncio.sleep(0.01)
+        return not any(part.in_flight for part in parts)
+
+    def live(self) -> list[str]:
+        """Why this process should be restarted."""
+        now = self._clock()
+        return [f"stage {name} has not moved for {now - at:.0f} s" for name, at in self._beats.items() if now - at > STALLED_S]
+
+    def ready(self) -> list[str]:
+        """Why no findings are to be expected now."""
+        why = []
+        if not self.broker.connected:
+            why.append("kafka does not answer")
+        if self.labels.bank is None:
+            why.append("no label bank yet")
+        recovering = [part.number for part in self.parts.values() if not part.ready]
+        if recovering:
+            why.append(f"recovering partitions {recovering}")
+        if not self._beats:
+            why.append("not started")
+        return why
+
+    # ---- partitions
+
+    async def _on_assigned(self, numbers: frozenset[int]) -> None:
+        log.info("partitions assigned", partitions=sorted(numbers))
+        for number in numbers:
+            part = self.parts[number] = Partition(number)
+            part.owned = True
+            task = asyncio.create_task(self._recover(part), name=f"recover-{number}")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _recover(self, part: Partition) -> None:
+        delay = 0.2
+        while part.owned:
+            try:
+                state = await recover(self.broker, part.number, self.settings, self.rules)
+                break
+            except BrokerUnavailable as error:
+                log.warning("recovery waits for kafka", partition=part.number, error=str(error))
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, 5.0)
+            except Exception as error:
+                self._failure = error
+                return
+        if not part.owned:
+            return
+        part.windower, part.ledger, part.findings_end = state.windower, state.ledger, state.findings_end
+        part.quiet_below = state.ledger.processed
+        part.dirty = True  # also a first position is committed at once: a crash before the first finding starts here again
+        if state.lost:
+            self._report_lost(part, *state.lost)
+        self.broker.seek(part.number, state.start)
+        if self._paused:
+            self.broker.pause([part.number])
+        part.ready = True
+
+    async def _on_revoked(self, numbers: frozenset[int]) -> None:
+        """Publish and commit what was read, as far as the deadline allows; the next owner re-reads the rest."""
+        parts = [self.parts[n] for n in numbers if n in self.parts]
+        for part in parts:
+            part.ready = False
+        dry = await self._dry(parts, Deadline(min(5.0, self.settings.drain_s)))
+        await self._commit(parts)
+        for part in parts:
+            part.owned = False
+            self.parts.pop(part.number, None)
+        log.info("partitions revoked", partitions=sorted(numbers), drained=dry)
+
+    def _report_lost(self, part: Partition, first: int, until: int) -> None:
+        self.metrics.lost_records.inc(until - first)
+        letter = replace(dead_letter(part.number, first, "lost_range", None), lost_until=until)
+        self._submit(Work(part, [], [letter], max(part.ledger.processed, until)))
+
+    # ---- read and cut
+
+    async def _read(self) -> None:
+        while not self._stopping.is_set():
+            self._beats["read"] = self._clock()
+            if self._failure is not None:
+                raise self._failure
+            self._throttle()
+            try:
+                polled = await self.broker.poll(POLL_MS, POLL_RECORDS)
+            except OffsetLost as lost:
+                self._offset_lost(lost)
+                continue
+            for number, records in polled.items():
+                part = self.parts.get(number)
+                if part is not None and part.ready:
+                    self._take(part, records)
+                    await asyncio.sleep(0)
+            self._watch_ends(polled.keys())
+            self._watch_outage()
+
+    def _take(self, part: Partition, records: Sequence[Record]) -> None:
+        """Records of one partition, in order -> one Work."""
+        assert part.windower is not None
+        windower, events, letters = part.windower, list[Window | Closed](), list[DeadLetter]()
+        for record in records:
+            try:
+                chunk = self._decode(record.key, record.value)
+            except BadInput as error:
+                outcome: list[Event] = [*windower.tick(record.timestamp_ms), Rejected(record.offset, error.code)]
+            else:
+                outcome = windower.push(chunk, record.offset, record.timestamp_ms)
+            for event in outcome:
+                if not isinstance(event, Rejected):
+                    events.append(event)
+                elif record.offset >= part.quiet_below:
+                    letters.append(
+                        dead_letter(part.number, event.offset, event.code, record.value, self.settings.dead_letter_payload)
+                    )
+        self.metrics.chunks.inc(len(records))
+        self._submit(Work(part, events, letters, records[-1].offset + 1))
+
+    def _submit(self, work: Work) -> None:
+        work.part.in_flight += 1
+        self._waiting += len(work.events)
+        self._to_score.put_nowait(work)
+
+    def _throttle(self) -> None:
+        """Reading pauses while too many closed windows wait; polling goes on, so the group keeps its partitions."""
+        limit = self.settings.queue_windows
+        if not self._paused and self._waiting >= limit:
+            self._paused = True
+            self.broker.pause(self.broker.assigned)
+        elif self._paused and self._waiting <= limit // 2:
+            self._paused = False
+            self.broker.resume(self.broker.assigned)
+        self.metrics.paused.set(self._paused)
+
+    def _watch_ends(self, delivered: object) -> None:
+        """A reader that stood at the end of a partition for 35 s may conclude that its runs are idle."""
+        now, numbers = self._clock(), set(delivered)  # type: ignore[call-overload]
+        for part in self.parts.values():
+            lag = self.broker.lag(part.number) if part.ready else None
+            if lag is not None:
+                self.metrics.lag.labels(str(part.number)).set(lag)
+            if lag != 0 or part.number in numbers or self._paused or not self.broker.connected:
+                part.at_end_since = None
+            elif part.at_end_since is None:
+                part.at_end_since = now
+            elif now - part.at_end_since > IDLE_AT_END_S and part.windower is not None and part.windower.runs:
+                events = [e for e in part.windower.conclude_idle() if not isinstance(e, Rejected)]
+                self._submit(Work(part, events, [], part.ledger.processed))
+
+    def _watch_outage(self) -> None:
+        self.metrics.broker_up.set(self.broker.connected)
+        if self.broker.connected:
+            if self._down_since is not None:
+                log.info("kafka answers again")
+            self._down_since = None
+            return
+        now = self._clock()
+        if self._down_since is None:
+            self._down_since = now
+            log.error("kafka does not answer", servers=self.settings.kafka, gives_up_after_s=self.settings.outage_limit_s)
+        if now - self._down_since > self.settings.outage_limit_s:
+            raise BrokerUnavailable(
+                f"kafka at {self.settings.kafka} has not answered for {self.settings.outage_limit_s:g} s; nothing is lost: "
+                "start the worker again when it does"
+            )
+
+    def _offset_lost(self, lost: OffsetLost) -> None:
+        part = self.parts.get(lost.partition)
+        target = lost.earliest if lost.wanted < lost.earliest else lost.latest
+        log.error("the log does not hold the next offset", partition=lost.partition, wanted=lost.wanted, goes_to=target)
+        if part is not None and part.ready and lost.wanted < lost.earliest:
+            self._report_lost(part, lost.wanted, lost.earliest)
+        self.broker.seek(lost.partition, target)
+
+    # ---- score
+
+    async def _score(self) -> None:
+        batcher: Batcher[Work] = Batcher(self.settings.batch_size, self.settings.batch_deadline_ms / 1000)
+        while True:
+            self._beats["score"] = self._clock()
+            wait = batcher.wait(self._clock())
+            if wait is None or wait > 0:
+                try:
+                    work = await asyncio.wait_for(self._to_score.get(), timeout=1.0 if wait is None else wait)
+                except TimeoutError:
+                    continue
+                batcher.add(work, len(work.events), self._clock())
+                continue
+            works = batcher.take()
+            findings = iter(await self._findings([event for work in works for event in work.events]))
+            await self._to_publish.put([(work, list(islice(findings, len(work.events)))) for work in works])
+
+    async def _findings(self, events: list[Window | Closed]) -> list[Finding]:
+        out: list[Finding] = []
+        for at in range(0, len(events), self.settings.batch_size):
+            scorer = self._current_scorer()
+            batch = events[at : at + self.settings.batch_size]
+            began = self._clock()
+            out += await asyncio.get_running_loop().run_in_executor(self._pool, scorer, batch)
+            self._waiting -= len(batch)
+            self._beats["score"] = self._clock()
+            self.metrics.score_seconds.observe(self._clock() - began)
+            self.metrics.batch.observe(len(batch))
+        return out
+
+    def _current_scorer(self) -> Scorer:
+        """Labels are swapped here, between batches."""
+        bank = self.labels.bank
+        if self._scorer is None:
+            self._scorer = self._first_scorer()
+        assert self._scorer is not None
+        if bank is not None and bank is not self._scorer.bank:
+            self._scorer = self._scorer.with_bank(bank)
+        return self._scorer
+
+    # ---- publish and commit
+
+    async def _publish(self) -> None:
+        while True:
+            self._beats["publish"] = self._clock()
+            self._gauges()
+            try:
+                batch = await asyncio.wait_for(self._to_publish.get(), timeout=1.0)
+            except TimeoutError:
+                continue
+            owned = [(work, finding) for work, findings in batch for finding in findings if work.part.owned]
+            letters = [letter for work, _ in batch for letter in work.letters if work.part.owned]
+            began = self._clock()
+            offsets = await self._publish_all([finding for _, finding in owned], letters)
+            self.metrics.publish_seconds.observe(self._clock() - began)
+            for (work, finding), offset in zip(owned, offsets, strict=False):  # dead letters come after the findings
+                self._published(work.part, finding, offset)
+            for letter in letters:
+                self.metrics.dead_letters.labels(letter.code).inc()
+            for work, _ in batch:
+                work.part.ledger.advance(max(work.processed, work.part.ledger.processed))
+                work.part.dirty, work.part.in_flight = True, work.part.in_flight - 1
+
+    async def _publish_all(self, findings: Sequence[Finding], letters: Sequence[DeadLetter]) -> Sequence[int]:
+        """Until acknowledged, or the outage limit. A repeat after a cut may double a message; its id stays the same."""
+        s = self.settings
+        messages = [Outgoing(s.findings_topic, f.partition, *finding_message(f)) for f in findings]
+        messages += [Outgoing(s.dead_letters_topic, d.partition, *dead_letter_message(d, s.chunks_topic)) for d in letters]
+        deadline, delay = Deadline(s.outage_limit_s, self._clock), 0.1
+        while messages:
+            try:
+                return await self.broker.publish(messages)
+            except BrokerUnavailable:
+                if deadline.left() == 0:
+                    raise
+                log.warning("publishing waits for kafka", messages=len(messages))
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, 5.0)
+                self._beats["publish"] = self._clock()
+        return []
+
+    def _published(self, part: Partition, finding: Finding, offset: int) -> None:
+        self.published += 1
+        self.metrics.windows.labels(str(finding.body["kind"])).inc()
+        part.findings_end = max(part.findings_end, offset + 1)
+        assert part.windower is not None
+        track = part.windower.track(finding.key)
+        if track is not None:
+            track.publish(finding.next, offset)
+
+    async def _commit_often(self) -> None:
+        while True:
+            await asyncio.sleep(self.settings.commit_interval_ms / 1000)
+            self._beats["commit"] = self._clock()
+            await self._commit([part for part in self.parts.values() if part.ready])
+
+    async def _commit(self, parts: Sequence[Partition]) -> None:
+        """W with P and F for every partition where something moved."""
+        positions = {}
+        for part in parts:
+            if part.dirty and part.windower is not None:
+                positions[part.number] = Position(*part.ledger.position(part.windower.tracks(), part.findings_end))
+                part.dirty = False
+        if not positions:
+            return
+        try:
+            await self.broker.commit(positions)
+        except BrokerUnavailable as error:
+            log.warning("commit waits for kafka", error=str(error))
+            for part in parts:
+                part.dirty = part.dirty or part.number in positions
+
+    def _gauges(self) -> None:
+        windowers = [part.windower for part in self.parts.values() if part.windower is not None]
+        self.metrics.open_runs.set(sum(len(w.runs) for w in windowers))
+        self.metrics.dropped_tails.set(sum(w.dropped_tails for w in windowers))
+        self.metrics.queue.labels("score").set(self._waiting)
+        self.metrics.queue.labels("publish").set(self._to_publish.qsize())
+        waiting = [track.times[0] for w in windowers for track in w.tracks() if track.times]
+        self.metrics.oldest_unscored.set(max(0.0, time.time() - min(waiting) / 1000) if waiting else 0.0)
