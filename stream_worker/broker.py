@@ -1,0 +1,536 @@
+"""The broker seam over a Kafka cluster, and what `topics` and `check` ask of one: the only module that imports aiokafka.
+
+What the client does not do by itself, and this module does:
+  - it forgets nothing silently: an offset that the log does not hold is raised as OffsetLost, never reset;
+  - the client's `getmany` waits without limit during a rebalance: `poll` leaves it waiting and returns;
+  - the client swallows what a rebalance callback raises: `poll` raises it;
+  - the client does not call the revoke callback when it stops: `stop` does;
+  - the client says nothing when the cluster goes away: a request a second tells `connected`;
+  - the client's `committed()` drops the metadata: commits are read through the admin client;
+  - an idempotent producer whose batch ran out of time has a hole in its numbers: it is replaced after a failed `publish`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
+from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError, OffsetOutOfRangeError, for_code
+
+from stream_worker.errors import BrokerUnavailable, ConfigError, WorkerError
+from stream_worker.seam import Headers, OffsetLost, OnPartitions, Outgoing, Position, Record
+
+__all__ = ["KafkaBroker", "TopicState", "create_topics", "describe_topics"]
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+_RETRY_S = 0.5
+_WATCH_S = 1.0
+_WATCH_LIMIT_S = 3.0
+_CLOSE_LIMIT_S = 10.0
+# One request is under way per node at a time, so a fetch that waits for an idle partition keeps a busy one waiting too.
+_FETCH_WAIT_MS = 50
+_FETCH_PARTITION_BYTES = 2 << 20
+_FETCH_BYTES = 32 << 20
+
+
+class KafkaBroker:
+    """See `seam.Broker`. All keyword arguments; times in seconds.
+
+    `security`: what `kafka_security.security` gives. `start_timeout_s`: for connecting and joining the group;
+    `publish_timeout_s`: for one `publish`; `request_timeout_s`: for one question to the cluster; `session_timeout_s`:
+    silence after which the group gives this worker's partitions to others.
+    """
+
+    def __init__(
+        self,
+        *,
+        bootstrap: str,
+        group: str = "ecg-worker",
+        chunks: str = "ecg.chunks",
+        findings: str = "ecg.findings",
+        security: Mapping[str, Any] | None = None,
+        client_id: str = "ecg-worker",
+        start_timeout_s: float = 60.0,
+        publish_timeout_s: float = 30.0,
+        request_timeout_s: float = 15.0,
+        session_timeout_s: float = 10.0,
+    ) -> None:
+        self._bootstrap = bootstrap
+        self._group = group
+        self._chunks = chunks
+        self._findings = findings
+        self._common = {"bootstrap_servers": bootstrap, "client_id": client_id, **(security or {})}
+        self._start_timeout_s = start_timeout_s
+        self._publish_timeout_s = publish_timeout_s
+        self._request_timeout_s = request_timeout_s
+        self._session_timeout_s = session_timeout_s
+        self._admin: AIOKafkaAdminClient | None = None
+        self._consumer: AIOKafkaConsumer | None = None
+        self._producer: AIOKafkaProducer | None = None
+        self._on_revoked: OnPartitions | None = None
+        self._counts: dict[str, int] = {}
+        self._connected = False
+        self._assigned: frozenset[int] = frozenset()
+        self._next: dict[int, int] = {}
+        self._paused: set[int] = set()
+        self._failure: BaseException | None = None
+        self._polling: asyncio.Task[dict[TopicPartition, list[Any]]] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def connected(self) -> bool:
+        return self._connected
+
+    @property
+    def assigned(self) -> frozenset[int]:
+        return self._assigned
+
+    # Start and stop
+
+    async def start(self, on_assigned: OnPartitions, on_revoked: OnPartitions) -> None:
+        deadline = time.monotonic() + self._start_timeout_s
+        self._on_revoked = on_revoked
+        try:
+            self._admin = await _connect_admin(self._common, self._request_timeout_s, deadline)
+            await self._learn_counts()
+            if self.chunk_partitions() == 0:
+                raise ConfigError(f"topic {self._chunks} does not exist at {self._bootstrap}: ecg-worker topics --apply")
+            self._connected = True
+            await self._bounded(self._ready_producer(), deadline - time.monotonic(), "the producer")
+            self._consumer = self._new_consumer(group_id=self._group)
+            self._consumer.subscribe([self._chunks], listener=_Listener(self, on_assigned, on_revoked))
+            await self._bounded(self._consumer.start(), deadline - time.monotonic(), f"joining group {self._group}")
+        except BaseException:
+            await self.stop()
+            raise
+        self._spawn(self._watch())
+
+    async def stop(self) -> None:
+        on_revoked, self._on_revoked = self._on_revoked, None
+        if on_revoked is not None and self._assigned:
+            await on_revoked(self._assigned)
+        self._assigned = frozenset()
+        self._connected = False
+        polling, self._polling = self._polling, None
+        consumer, self._consumer = self._consumer, None
+        producer, self._producer = self._producer, None
+        admin, self._admin = self._admin, None
+        tasks = [*self._tasks, *([polling] if polling else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if consumer is not None:
+            await _closed(consumer.stop(), "consumer")
+        if producer is not None:
+            await _closed(producer.stop(), "producer")
+        if admin is not None:
+            await _closed(admin.close(), "admin client")
+
+    def _new_consumer(self, **kwargs: Any) -> AIOKafkaConsumer:
+        # The assignor keeps its memory in class attributes: a class of its own keeps two consumers of a process apart.
+        sticky = type("Sticky", (StickyPartitionAssignor,), {})
+        return AIOKafkaConsumer(
+            **self._common,
+            **kwargs,
+            enable_auto_commit=False,
+            auto_offset_reset="none",
+            isolation_level="read_committed",
+            partition_assignment_strategy=(sticky,),
+            session_timeout_ms=int(self._session_timeout_s * 1000),
+            heartbeat_interval_ms=int(self._session_timeout_s * 1000 / 3),
+            request_timeout_ms=int(self._request_timeout_s * 1000),
+            fetch_max_wait_ms=_FETCH_WAIT_MS,
+            max_partition_fetch_bytes=_FETCH_PARTITION_BYTES,
+            fetch_max_bytes=_FETCH_BYTES,
+        )
+
+    async def _ready_producer(self) -> AIOKafkaProducer:
+        if self._producer is None:
+            producer = AIOKafkaProducer(
+                **self._common,
+                acks="all",
+                enable_idempotence=True,
+                linger_ms=5,
+                max_batch_size=1 << 20,
+                request_timeout_ms=int(self._publish_timeout_s * 1000),
+            )
+            try:
+                await producer.start()
+            except BaseException:
+                await _closed(producer.stop(), "producer")
+                raise
+            self._producer = producer
+        return self._producer
+
+    # Reading
+
+    async def poll(self, timeout_ms: int, max_records: int) -> Mapping[int, Sequence[Record]]:
+        self._raise_remembered()
+        consumer = self._reader()
+        if self._polling is None:
+            self._polling = asyncio.create_task(consumer.getmany(timeout_ms=timeout_ms, max_records=max_records))
+        done, _ = await asyncio.wait({self._polling}, timeout=timeout_ms / 1000 + 0.01)
+        self._raise_remembered()
+        if not done:
+            return {}
+        task, self._polling = self._polling, None
+        try:
+            found = task.result()
+        except OffsetOutOfRangeError as error:
+            await self._raise_lost(error)
+            return {}
+        except KafkaError as error:
+            if not error.retriable:
+                raise _refusal(error, self._bootstrap) from error
+            await asyncio.sleep(min(timeout_ms / 1000, _RETRY_S))
+            return {}
+        self._next.update((tp.partition, records[-1].offset + 1) for tp, records in found.items())
+        return {tp.partition: [_record(record) for record in records] for tp, records in found.items()}
+
+    async def _raise_lost(self, error: OffsetOutOfRangeError) -> None:
+        """Raise OffsetLost for the partition in `error`, unless it was taken away or sought elsewhere in the meantime."""
+        for tp, wanted in error.args[0].items():
+            if tp.partition not in self._next or await self._reader().position(tp) != wanted:
+                continue
+            earliest, latest = await self.beginning_offset(tp.partition), await self.end_offset(tp.partition)
+            if not earliest <= wanted <= latest:
+                raise OffsetLost(tp.partition, wanted, earliest, latest)
+
+    def pause(self, partitions: Iterable[int]) -> None:
+        paused = self._assigned.intersection(partitions)
+        self._paused |= paused
+        self._reader().pause(*self._held(paused))
+
+    def resume(self, partitions: Iterable[int]) -> None:
+        self._paused.difference_update(partitions)
+        self._reader().resume(*self._held(self._next.keys() & set(partitions)))
+
+    def seek(self, partition: int, offset: int) -> None:
+        for tp in self._held({partition}):
+            self._next[partition] = offset
+            self._reader().seek(tp, offset)
+            if partition not in self._paused:
+                self._reader().resume(tp)
+
+    def _held(self, partitions: Iterable[int]) -> list[TopicPartition]:
+        """Those that the client, too, knows as assigned now."""
+        known = self._reader().assignment()
+        return [tp for tp in map(self._chunk, self._assigned.intersection(partitions)) if tp in known]
+
+    def lag(self, partition: int) -> int | None:
+        held = self._held({partition})
+        end = self._reader().highwater(held[0]) if held else None
+        return None if end is None or partition not in self._next else max(0, end - self._next[partition])
+
+    async def beginning_offset(self, partition: int) -> int:
+        return int((await self._ask(lambda reader, tp: reader.beginning_offsets([tp]), partition))[self._chunk(partition)])
+
+    async def end_offset(self, partition: int) -> int:
+        return int((await self._ask(lambda reader, tp: reader.end_offsets([tp]), partition))[self._chunk(partition)])
+
+    async def offset_at(self, partition: int, timestamp_ms: int) -> int | None:
+        found = await self._ask(lambda reader, tp: reader.offsets_for_times({tp: timestamp_ms}), partition)
+        at = found[self._chunk(partition)]
+        return None if at is None else int(at.offset)
+
+    async def _ask(self, question: Callable[[AIOKafkaConsumer, TopicPartition], Awaitable[_T]], partition: int) -> _T:
+        asked = question(self._reader(), self._chunk(partition))
+        return await self._bounded(asked, self._request_timeout_s, f"offsets of {self._chunks}[{partition}]")
+
+    async def committed(self, partition: int) -> Position | None:
+        tp = self._chunk(partition)
+
+        async def ask() -> Position | None:
+            while True:
+                try:
+                    found = await self._administrator().list_consumer_group_offsets(self._group, partitions=[tp])
+                except KafkaError as error:
+                    if not error.retriable:
+                        raise
+                    await asyncio.sleep(_RETRY_S)
+                else:
+                    at = found.get(tp)
+                    return None if at is None or at.offset < 0 else Position(at.offset, at.metadata or "")
+
+        return await self._bounded(ask(), self._request_timeout_s, f"commits of group {self._group}")
+
+    async def read_back(self, topic: str, partition: int, start: int) -> AsyncIterator[tuple[Record, Headers]]:
+        tp = TopicPartition(topic, partition)
+        reader = self._new_consumer(group_id=None)
+        try:
+            reader.assign([tp])
+            await self._bounded(reader.start(), self._request_timeout_s, f"reading {topic}")
+            first = await self._bounded(reader.beginning_offsets([tp]), self._request_timeout_s, f"the start of {topic}")
+            ends = await self._bounded(reader.end_offsets([tp]), self._request_timeout_s, f"the end of {topic}")
+            reader.seek(tp, max(start, first[tp]))
+            heard = time.monotonic()
+            while await reader.position(tp) < ends[tp]:
+                for record in (await reader.getmany(timeout_ms=200)).get(tp, ()):
+                    heard = time.monotonic()
+                    if record.offset < ends[tp]:
+                        yield _record(record), tuple(record.headers)
+                if time.monotonic() - heard > self._request_timeout_s:
+                    raise BrokerUnavailable(f"reading {topic}[{partition}] at {self._bootstrap}: no answer")
+        finally:
+            await _closed(reader.stop(), "reader")
+
+    # Writing
+
+    async def publish(self, messages: Sequence[Outgoing]) -> Sequence[int]:
+        deadline = time.monotonic() + self._publish_timeout_s
+        try:
+            waiting = await self._bounded(self._send(messages), self._publish_timeout_s, "publishing")
+            if waiting:
+                await asyncio.wait(waiting, timeout=max(0.0, deadline - time.monotonic()))
+            if not all(future.done() for future in waiting):
+                raise BrokerUnavailable(f"publishing at {self._bootstrap}: not all copies within {self._publish_timeout_s} s")
+            return [future.result().offset for future in waiting]
+        except KafkaError as error:
+            self._replace_producer()
+            raise _refusal(error, self._bootstrap) from error
+        except BrokerUnavailable:
+            self._replace_producer()
+            raise
+
+    async def _send(self, messages: Sequence[Outgoing]) -> list[asyncio.Future[Any]]:
+        producer = await self._ready_producer()
+        waiting: list[asyncio.Future[Any]] = []
+        for message in messages:
+            if message.partition not in await producer.partitions_for(message.topic):
+                raise ConfigError(f"topic {message.topic} has no partition {message.partition}: ecg-worker topics")
+            future = await producer.send(
+                message.topic, message.value, key=message.key, partition=message.partition, headers=list(message.headers)
+            )
+            future.add_done_callback(_look)
+            waiting.append(future)
+        return waiting
+
+    def _replace_producer(self) -> None:
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            self._spawn(_closed(producer.stop(), "producer", self._publish_timeout_s))
+
+    async def commit(self, positions: Mapping[int, Position]) -> None:
+        owned = {tp: tuple(positions[tp.partition]) for tp in self._held(positions)}
+        if not owned:
+            return
+        try:
+            await self._bounded(self._reader().commit(owned), self._request_timeout_s, f"committing for group {self._group}")
+        except (CommitFailedError, IllegalStateError) as error:
+            _log.warning("commit of partitions %s is void, the group has rebalanced: %s", sorted(positions), error)
+
+    # What goes on around
+
+    def chunk_partitions(self) -> int:
+        return self._counts.get(self._chunks, 0)
+
+    def findings_partitions(self) -> int:
+        return self._counts.get(self._findings, 0)
+
+    async def _learn_counts(self) -> None:
+        described = await self._bounded(
+            self._administrator().describe_topics([self._chunks, self._findings]), self._request_timeout_s, "topics"
+        )
+        self._counts = {topic["topic"]: len(topic["partitions"]) for topic in described}
+
+    async def _watch(self) -> None:
+        """Ask for the topics once a second: the answer, or its absence, is what `connected` and the counts say."""
+        while True:
+            await asyncio.sleep(_WATCH_S)
+            try:
+                async with asyncio.timeout(_WATCH_LIMIT_S):
+                    await self._learn_counts()
+                self._connected = True
+            except (BrokerUnavailable, TimeoutError) as error:
+                if self._connected:
+                    _log.warning("lost the broker at %s: %s", self._bootstrap, error)
+                self._connected = False
+            except WorkerError as error:
+                self._failure = error
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _raise_remembered(self) -> None:
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
+    async def _bounded(self, work: Awaitable[_T], limit_s: float, what: str) -> _T:
+        try:
+            async with asyncio.timeout(max(0.0, limit_s)):
+                return await work
+        except TimeoutError as error:
+            raise BrokerUnavailable(f"{what}: no answer from {self._bootstrap} within {limit_s:.0f} s") from error
+        except (CommitFailedError, IllegalStateError):
+            raise
+        except KafkaError as error:
+            raise _refusal(error, self._bootstrap) from error
+
+    def _chunk(self, partition: int) -> TopicPartition:
+        return TopicPartition(self._chunks, partition)
+
+    def _reader(self) -> AIOKafkaConsumer:
+        if self._consumer is None:
+            raise BrokerUnavailable(f"not started with {self._bootstrap}")
+        return self._consumer
+
+    def _administrator(self) -> AIOKafkaAdminClient:
+        if self._admin is None:
+            raise BrokerUnavailable(f"not started with {self._bootstrap}")
+        return self._admin
+
+
+class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
+    """Keeps a new partition silent until it is sought, and remembers what a callback raised."""
+
+    def __init__(self, broker: KafkaBroker, on_assigned: OnPartitions, on_revoked: OnPartitions) -> None:
+        self._broker = broker
+        self._assigned = on_assigned
+        self._revoked = on_revoked
+
+    async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+        broker = self._broker
+        if broker._assigned:
+            await self._guard(self._revoked, broker._assigned)
+        broker._assigned = frozenset()
+        broker._next.clear()
+        broker._paused.clear()
+
+    async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+        broker = self._broker
+        for tp in assigned:
+            # With a position of any kind the client asks for none by itself; paused, it does not read from there.
+            broker._reader().pause(tp)
+            broker._reader().seek(tp, 0)
+        broker._assigned = frozenset(tp.partition for tp in assigned)
+        await self._guard(self._assigned, broker._assigned)
+
+    async def _guard(self, callback: OnPartitions, partitions: frozenset[int]) -> None:
+        try:
+            await callback(partitions)
+        except Exception as error:
+            _log.error("a rebalance callback failed for partitions %s: %r", sorted(partitions), error)
+            self._broker._failure = error
+
+
+def _record(record: Any) -> Record:
+    return Record(record.partition, record.offset, record.timestamp, record.key, record.value)
+
+
+def _look(future: asyncio.Future[Any]) -> None:
+    """Take note of a failure that nobody waits for any more."""
+    if not future.cancelled():
+        future.exception()
+
+
+def _refusal(error: KafkaError, bootstrap: str) -> WorkerError:
+    """Waiting mends the retriable ones; the others are a matter of configuration or rights."""
+    kind = BrokerUnavailable if error.retriable else ConfigError
+    return kind(f"broker {bootstrap}: {type(error).__name__}: {error}")
+
+
+async def _closed(closing: Awaitable[None], what: str, limit_s: float = _CLOSE_LIMIT_S) -> None:
+    """Close within a time; what cannot be closed in order (no broker) is left behind and said."""
+    try:
+        async with asyncio.timeout(limit_s):
+            await closing
+    except (TimeoutError, KafkaError, OSError) as error:
+        _log.warning("the %s did not close in order: %r", what, error)
+
+
+async def _connect_admin(common: Mapping[str, Any], request_timeout_s: float, deadline: float) -> AIOKafkaAdminClient:
+    """An admin client that has talked to the cluster; retries until `deadline` (monotonic), then BrokerUnavailable."""
+    begun = time.monotonic()
+    while True:
+        admin = AIOKafkaAdminClient(**common, request_timeout_ms=int(request_timeout_s * 1000))
+        left = deadline - time.monotonic()
+        try:
+            async with asyncio.timeout(max(0.1, left)):
+                await admin.start()
+                return admin
+        except (KafkaError, TimeoutError, OSError) as error:
+            with contextlib.suppress(KafkaError, OSError):
+                await admin.close()
+            if isinstance(error, KafkaError) and not error.retriable:
+                raise _refusal(error, str(common["bootstrap_servers"])) from error
+            if left < _RETRY_S:
+                waited = time.monotonic() - begun
+                where = common["bootstrap_servers"]
+                raise BrokerUnavailable(f"no Kafka broker answers at {where} (tried for {waited:.0f} s)") from error
+            await asyncio.sleep(_RETRY_S)
+
+
+# What the `topics` and `check` commands ask
+
+
+class TopicState(NamedTuple):
+    """A topic as the cluster has it. `settings`: every topic setting in force, by name."""
+
+    name: str
+    partitions: int
+    replication: int
+    settings: Mapping[str, str]
+
+
+async def describe_topics(
+    bootstrap: str, names: Sequence[str], security: Mapping[str, Any] | None = None, timeout_s: float = 15.0
+) -> dict[str, TopicState]:
+    """The named topics that exist. Raises BrokerUnavailable, or ConfigError when the cluster refuses to say."""
+    async with _admin(bootstrap, security, timeout_s) as admin:
+        described = {t["topic"]: t["partitions"] for t in await admin.describe_topics(list(names)) if t["error_code"] == 0}
+        if not described:
+            return {}
+        wanted = [ConfigResource(ConfigResourceType.TOPIC, name) for name in described]
+        settings: dict[str, dict[str, str]] = {}
+        for response in await admin.describe_configs(wanted):
+            for code, message, _, name, entries in response.resources:
+                if code:
+                    raise ConfigError(f"settings of topic {name}: {for_code(code).__name__} {message or ''}")
+                settings[name] = {entry[0]: entry[1] for entry in entries}
+        return {
+            name: TopicState(name, len(parts), min((len(part["replicas"]) for part in parts), default=0), settings[name])
+            for name, parts in described.items()
+        }
+
+
+async def create_topics(
+    bootstrap: str,
+    topics: Sequence[TopicState],
+    security: Mapping[str, Any] | None = None,
+    timeout_s: float = 15.0,
+) -> None:
+    """Create topics; replication -1 takes the cluster's default. Raises ConfigError naming what the cluster refused."""
+    async with _admin(bootstrap, security, timeout_s) as admin:
+        new = [NewTopic(t.name, t.partitions, t.replication, topic_configs=dict(t.settings)) for t in topics]
+        answer = await admin.create_topics(new, timeout_ms=int(timeout_s * 1000))
+        for name, code, *message in answer.topic_errors:
+            if code:
+                raise ConfigError(f"topic {name} was not created: {for_code(code).__name__} {message[0] if message else ''}")
+
+
+@contextlib.asynccontextmanager
+async def _admin(bootstrap: str, security: Mapping[str, Any] | None, timeout_s: float) -> AsyncIterator[AIOKafkaAdminClient]:
+    common = {"bootstrap_servers": bootstrap, "client_id": "ecg-worker-admin", **(security or {})}
+    admin = await _connect_admin(common, timeout_s, time.monotonic() + timeout_s)
+    try:
+        async with asyncio.timeout(timeout_s):
+            yield admin
+    except KafkaError as error:
+        raise _refusal(error, bootstrap) from error
+    except TimeoutError as error:
+        raise BrokerUnavailable(f"broker {bootstrap}: no answer within {timeout_s:.0f} s") from error
+    finally:
+        await _closed(admin.close(), "admin client")
