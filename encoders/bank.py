@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from encoders.signal import LEADS, lead_bits
 
-__all__ = ["MIN_POSITIVES", "BankError", "Label", "LabelBank", "TextModel"]
+__all__ = ["MIN_POSITIVES", "BankError", "Label", "LabelBank", "TextModel", "assessable"]
 
 MAGIC = b"ECGBANK1"
 MIN_POSITIVES = 10  # training positives below which a label has no probability
@@ -34,6 +34,17 @@ LeadsNeeded = Literal["any", "limb", "V1|V2", "12"]
 
 class BankError(ValueError):
     """Bytes that are not a label bank, or a bank that does not fit; the text gives the two values that differ."""
+
+
+def assessable(leads_needed: str, mask: int) -> bool:
+    """Whether leads `mask` (12 bits, derived ones too) suffice; "limb" needs two of I, II, III, which give the plane."""
+    if leads_needed == "any":
+        return mask != 0
+    if leads_needed == "limb":
+        return (mask & 0b111).bit_count() >= 2
+    if leads_needed == "V1|V2":
+        return bool(mask & lead_bits(("V1", "V2")))
+    return mask == (1 << len(LEADS)) - 1
 
 
 class _Frozen(BaseModel):
@@ -60,14 +71,8 @@ class Label(_Frozen):
     threshold: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None
 
     def assessable(self, mask: int) -> bool:
-        """Whether leads `mask` (12 bits, derived ones too) suffice; limb needs two of I, II, III, which give the plane."""
-        if self.leads_needed == "any":
-            return mask != 0
-        if self.leads_needed == "limb":
-            return (mask & 0b111).bit_count() >= 2
-        if self.leads_needed == "V1|V2":
-            return bool(mask & lead_bits(("V1", "V2")))
-        return mask == (1 << len(LEADS)) - 1
+        """Whether leads `mask` (12 bits, derived ones too) suffice."""
+        return assessable(self.leads_needed, mask)
 
 
 class TextModel(_Frozen):

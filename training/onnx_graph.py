@@ -42,7 +42,7 @@ class _Graph:
         self.weights.append(numpy_helper.from_array(values.astype(np.float16), name + ".f16"))
         return self.op("Cast", name, name + ".f16", to=TensorProto.FLOAT)
 
-    def conv(self, name: str, conv: nn.Module, x: str) -> str:
+    def conv(self, name: str, conv: object, x: str) -> str:
         assert isinstance(conv, nn.Conv2d)
         assert conv.bias is not None
         pad = conv.padding

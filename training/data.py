@@ -1,0 +1,211 @@
+"""A prepared data set as batches: one reader for training and evaluation, never the whole set in memory.
+
+Order, crops, lead sets and noise of a batch are a function of (seed, epoch, batch number) alone, so that a run can be
+continued in the middle of an epoch and give the same bits.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from safetensors import safe_open
+
+from encoders import preprocess as chain
+from encoders.bank import assessable
+from encoders.signal import FS, LEADS, WINDOW, lead_bits
+from training.config import TrainConfig
+from training.prepare import INDEX, MANIFEST
+from training.vocabulary import Statement
+
+__all__ = ["LEAD_SET_BITS", "Batch", "DataError", "DataSet", "Floats", "batches", "effective_mask"]
+
+Floats = NDArray[np.float32]
+LIMB = lead_bits(LEADS[:6])
+LEAD_SET_BITS = {
+    "12": lead_bits(LEADS),
+    "limb6": LIMB,
+    "I+II": lead_bits(("I", "II")),
+    "I": lead_bits(("I",)),
+    "II": lead_bits(("II",)),
+    "II+V1": lead_bits(("II", "V1")),
+    "II+V5": lead_bits(("II", "V5")),
+}
+AHEAD = 4  # batches read in advance
+
+
+class DataError(ValueError):
+    """A prepared data set that cannot be used; the text names the file and the remedy."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """x: (B, 12, T). y, known: bool (B, L); where not known, y says nothing. rows: (B,) positions in the data set."""
+
+    x: Floats
+    y: NDArray[np.bool_]
+    known: NDArray[np.bool_]
+    rows: NDArray[np.int64]
+
+
+def effective_mask(mask: int, lead_set: int, unit: str) -> int:
+    """The leads that serving would have if only `lead_set` of a record with leads `mask` were recorded.
+
+    From two of I, II, III in mV the other limb leads are derived; nothing is derived where the amplitude is lost. A record with
+    none of the set keeps its own leads.
+    """
+    kept = mask & lead_set
+    if kept == 0:
+        return mask
+    if unit == "mV" and (kept & 0b111).bit_count() >= 2:
+        kept |= mask & LIMB
+    return kept
+
+
+class DataSet:
+    """The records of some folds. labels: L statements. y, known: bool (N, L). mask: (N,) lead bits. Raises DataError."""
+
+    def __init__(self, directory: Path, labels: Sequence[Statement], folds: Sequence[int]) -> None:
+        self.directory = directory
+        self.labels = tuple(labels)
+        self.manifest = _read_manifest(directory)
+        table = pq.read_table(directory / INDEX).to_pylist()
+        self.index: list[dict[str, Any]] = [row for row in table if row["fold"] in set(folds)]
+        if not self.index:
+            raise DataError(f"{directory}: no record in folds {', '.join(map(str, folds))}; prepare more data or other folds")
+        self.mask = np.array([row["mask"] for row in self.index], dtype=np.int64)
+        self._files: dict[str, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @cached_property
+    def targets(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """y, known: bool (N, L). Known: the source declares the label, and the record does not call it unknown."""
+        column = {s.id: j for j, s in enumerate(self.labels)}
+        y = np.zeros((len(self), len(column)), dtype=bool)
+        known = np.zeros_like(y)
+        for i, row in enumerate(self.index):
+            for label in self.manifest["declared"].get(row["source"], ()):
+                if label in column:
+                    known[i, column[label]] = True
+            for label in row["unknown"]:
+                if label in column:
+                    known[i, column[label]] = False
+            for label in row["positive"]:
+                if label in column:
+                    y[i, column[label]] = known[i, column[label]] = True
+        return y, known
+
+    def positives(self) -> NDArray[np.int64]:
+        """(L,) records that state each label."""
+        return np.asarray(self.targets[0].sum(axis=0))
+
+    def windows(self, rows: NDArray[np.int64]) -> Floats:
+        """(B, 12, 5000) float32 of these positions."""
+        out = np.empty((len(rows), len(LEADS), WINDOW), dtype=np.float32)
+        for k, i in enumerate(rows):
+            entry = self.index[int(i)]
+            name = entry["shard"]
+            if name not in self._files:
+                file: Any = safe_open(self.directory / name, framework="np")
+                self._files[name] = file.get_slice("x")
+            out[k] = self._files[name][entry["row"]]
+        return out
+
+    def assessable(self, masks: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """masks: (B,) lead bits -> bool (B, L)."""
+        cache = {int(m): np.array([assessable(s.leads_needed, int(m)) for s in self.labels]) for m in np.unique(masks)}
+        return np.stack([cache[int(m)] for m in masks])
+
+    def plain(self, lead_set: str = "12", batch: int = 64) -> Iterator[Batch]:
+        """All records in order, whole windows, with only the leads of `lead_set` kept."""
+        y, known = self.targets
+        for start in range(0, len(self), batch):
+            rows = np.arange(start, min(start + batch, len(self)))
+            masks = self._masks(rows, [lead_set] * len(rows))
+            x = self.windows(rows) * _kept(masks)
+            yield Batch(x, y[rows], known[rows] & self.assessable(masks), rows)
+
+    def _masks(self, rows: NDArray[np.int64], sets: Sequence[str]) -> NDArray[np.int64]:
+        return np.array(
+            [
+                effective_mask(int(self.mask[i]), LEAD_SET_BITS[name], self.index[int(i)]["unit"])
+                for i, name in zip(rows, sets, strict=True)
+            ],
+            dtype=np.int64,
+        )
+
+    def draw(self, rows: NDArray[np.int64], config: TrainConfig, whole: bool, rng: np.random.Generator) -> Batch:
+        """One training batch: crop, lead set, noise and gain by `rng`; targets not assessable in the lead set are unknown."""
+        n_sets = len(config.lead_sets)
+        rest = (1 - config.full_share) / max(1, n_sets - 1)
+        share = np.array([config.full_share] + [rest] * (n_sets - 1))
+        sets = [config.lead_sets[k] for k in rng.choice(n_sets, len(rows), p=share / share.sum())]
+        masks = self._masks(rows, sets)
+        x = self.windows(rows)
+        if not whole:
+            x = self._crop(x, rows, int(config.crop_s * FS), rng)
+        if config.gain_jitter:
+            x *= np.exp(config.gain_jitter * rng.standard_normal((*x.shape[:2], 1), dtype=np.float32))
+        if config.noise:
+            level = rng.uniform(0, config.noise, (len(rows), 1, 1)).astype(np.float32)
+            x += level * rng.standard_normal(x.shape, dtype=np.float32)
+        x *= _kept(masks)
+        y, known = self.targets
+        return Batch(x, y[rows], known[rows] & self.assessable(masks), rows)
+
+    def _crop(self, x: Floats, rows: NDArray[np.int64], length: int, rng: np.random.Generator) -> Floats:
+        out = np.empty((*x.shape[:2], length), dtype=np.float32)
+        for k, i in enumerate(rows):
+            start = int(rng.integers(0, max(1, self.index[int(i)]["n_valid"] - length + 1)))
+            out[k] = x[k, :, start : start + length]
+        return out
+
+
+def _kept(masks: NDArray[np.int64]) -> Floats:
+    """(B,) lead bits -> (B, 12, 1) ones and zeros."""
+    return (masks[:, None] >> np.arange(len(LEADS)) & 1).astype(np.float32)[:, :, None]
+
+
+def batches(data: DataSet, config: TrainConfig, epoch: int, first: int = 0) -> Iterator[Batch]:
+    """The batches of one epoch from number `first` on, read ahead by a thread. The last incomplete batch is left out."""
+    order = np.random.default_rng([config.seed, epoch]).permutation(len(data))
+    whole = epoch >= config.epochs - config.finish_epochs or int(config.crop_s * FS) >= WINDOW
+
+    def make(number: int) -> Batch:
+        rows = order[number * config.batch : (number + 1) * config.batch]
+        return data.draw(rows, config, whole, np.random.default_rng([config.seed, epoch, number]))
+
+    with ThreadPoolExecutor(1) as pool:
+        total = len(order) // config.batch
+        waiting = [pool.submit(make, n) for n in range(first, min(first + AHEAD, total))]
+        for n in range(first, total):
+            done = waiting.pop(0).result()
+            if n + AHEAD < total:
+                waiting.append(pool.submit(make, n + AHEAD))
+            yield done
+
+
+def _read_manifest(directory: Path) -> dict[str, Any]:
+    path = directory / MANIFEST
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; make the data set with `ecg-train prepare FOLDER --out {directory}`")
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    if manifest.get("preprocess") != chain.VERSION:
+        raise DataError(
+            f"{path}: prepared by preprocess version {manifest.get('preprocess')}, this is {chain.VERSION}; prepare again"
+        )
+    for name, entry in manifest["files"].items():
+        size = (directory / name).stat().st_size if (directory / name).is_file() else -1
+        if size != entry["bytes"]:
+            raise DataError(f"{directory / name}: {entry['bytes']} bytes expected, found {size}; prepare again")
+    return dict(manifest)

@@ -1,0 +1,224 @@
+"""A trained run -> an artifact directory named by its digest, verified and opened before it is handed over."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+
+from encoders import preprocess as chain
+from encoders.artifact import (
+    FORMAT,
+    NAME_DIGITS,
+    Artifact,
+    FileEntry,
+    Manifest,
+    ModelInfo,
+    Tolerances,
+    TrainingInfo,
+    write_golden,
+)
+from encoders.bank import MIN_POSITIVES, Label, LabelBank
+from encoders.model import count_multiply_adds, count_parameters, receptive_field_s
+from encoders.signal import FS, LEADS, WINDOW
+from training.calibration import apply_platt, best_threshold, fit_platt_all
+from training.card import model_card
+from training.data import DataSet
+from training.evaluate import evaluate, model_scorer, predict
+from training.golden import golden_recording
+from training.labels import TextBank
+from training.onnx_graph import encoder_graph
+from training.trainee import Trainee
+
+__all__ = ["ExportError", "build_bank", "export"]
+
+GOLDEN_COSINE = 0.999  # float16 weights give 0.99999; int8 passes, another model does not
+PARITY_COSINE = 0.9999  # the written graph against the torch model
+
+
+class ExportError(ValueError):
+    """The run cannot become an artifact; the text gives both values."""
+
+
+def build_bank(model: Trainee, train: DataSet, held_out: DataSet, text: TextBank, encoder_digest: str) -> LabelBank:
+    """Rows, biases and tiers of a run with calibration and thresholds from `held_out`, folds that no weight was fitted on."""
+    if crossing := {r["patient"] for r in train.index} & {r["patient"] for r in held_out.index}:
+        raise ExportError(
+            f"{len(crossing)} patients are in training and calibration folds, 0 are allowed: {sorted(crossing)[0]}"
+        )
+    positives = train.positives()
+    trained = (positives >= MIN_POSITIVES) & model.active.numpy()
+    logits, y, known = predict(model_scorer(model), held_out)
+    platt = fit_platt_all(logits, y, known, trained)
+    bias = model.bias.detach().numpy()
+    labels = []
+    for j, s in enumerate(train.labels):
+        ab, rows = platt[j], known[:, j]
+        threshold = best_threshold(apply_platt(logits[rows, j], ab), y[rows, j]) if ab else None
+        labels.append(
+            Label(
+                id=s.id,
+                name_en=s.name_en,
+                name_ja=s.name_ja,
+                codes=s.codes(),
+                urgency=s.urgency,  # type: ignore[arg-type]
+                leads_needed=s.leads_needed,  # type: ignore[arg-type]
+                tier="trained" if ab else "unsupported",
+                positives=int(positives[j]),
+                bias=float(bias[j]),
+                calibration=ab,
+                threshold=threshold,
+            )
+        )
+    with torch.inference_mode():
+        rows_out = model.rows().numpy()
+    return LabelBank(tuple(labels), rows_out, float(model.scale), encoder_digest, text.text)
+
+
+def export(
+    model: Trainee,
+    train: DataSet,
+    held_out: DataSet,
+    report: DataSet | None,
+    text: TextBank,
+    out: Path,
+    command: str = "",
+    fp32: bool = False,
+    safetensors: bool = False,
+) -> Path:
+    """Write the artifact under `out` -> its directory. report: the folds for reporting, scored once, here; None: no metrics.
+
+    Raises ExportError, ArtifactError.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    part = out / ".part"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    try:
+        onnx = encoder_graph(model.encoder)
+        digest = hashlib.sha256(onnx).hexdigest()
+        bank = build_bank(model, train, held_out, text, digest)
+        files: dict[str, bytes] = {"encoder.onnx": onnx, "labels.bank": bank.to_bytes()}
+        files["thresholds.json"] = _json(
+            {"method": "highest F1 on calibration folds", "thresholds": {x.id: x.threshold for x in bank.labels}}
+        )
+        samples, layout = golden_recording()
+        x = chain.preprocess(samples, layout).x
+        files["golden.npz"] = write_golden(samples, layout, _embed(model, x[None])[0])
+        if fp32:
+            files["encoder.fp32.onnx"] = encoder_graph(model.encoder, half=False)
+        candidates = np.array([label.tier == "trained" for label in bank.labels])
+        metrics = _metrics(model, train, held_out, report, candidates, bank)
+        files["metrics.json"] = _json(metrics)
+        info = _model_info(model)
+        files["MODEL_CARD.md"] = model_card(info, bank, metrics, command, model.config).encode()
+        for name, data in files.items():
+            (part / name).write_bytes(data)
+        if safetensors:
+            config = {"config": json.dumps(asdict(model.encoder.config))}
+            save_file(model.encoder.state_dict(), part / "encoder.safetensors", metadata=config)
+        manifest = _manifest(part, info, bank, metrics, command, model)
+        return _finish(part, out, manifest, model, x)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _embed(model: Trainee, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    model.eval()
+    with torch.inference_mode():
+        return np.asarray(model.encoder(torch.from_numpy(x)).numpy(), dtype=np.float32)
+
+
+def _model_info(model: Trainee) -> ModelInfo:
+    encoder = model.encoder
+    return ModelInfo(
+        architecture="ResNet1d-18",
+        form=encoder.config.form,
+        dim=encoder.config.dim,
+        input_shape=(len(LEADS), WINDOW),
+        lead_order=LEADS,
+        fs=FS,
+        parameters=count_parameters(encoder),
+        multiply_adds=count_multiply_adds(encoder),
+        receptive_field_s=receptive_field_s(encoder.config),
+    )
+
+
+def _metrics(
+    model: Trainee, train: DataSet, held_out: DataSet, report: DataSet | None, candidates: NDArray[np.bool_], bank: LabelBank
+) -> dict[str, Any]:
+    folds = {"train": model.config.train_folds, "calibration": model.config.calibration_folds}
+    data: dict[str, Any] = {
+        "folds": {k: list(v) for k, v in folds.items()},
+        "train_records": len(train),
+        "calibration_records": len(held_out),
+        "sources": _sources([train, held_out] + ([report] if report else [])),
+        "trained_labels": int(candidates.sum()),
+        "unsupported_labels": [label.id for label in bank.labels if label.tier == "unsupported"],
+    }
+    if report is not None:
+        data["report"] = {
+            "folds": sorted({r["fold"] for r in report.index}),
+            **evaluate(model_scorer(model), report, candidates),
+        }
+    return data
+
+
+def _sources(sets: Sequence[DataSet]) -> dict[str, int]:
+    out: dict[str, int] = {}
+    for data in sets:
+        for row in data.index:
+            name = row["source"].split("/")[0]
+            out[name] = out.get(name, 0) + 1
+    return dict(sorted(out.items()))
+
+
+def _manifest(part: Path, info: ModelInfo, bank: LabelBank, metrics: dict[str, Any], command: str, model: Trainee) -> bytes:
+    entries = {
+        path.name: FileEntry(sha256=hashlib.sha256(path.read_bytes()).hexdigest(), bytes=path.stat().st_size)
+        for path in sorted(part.iterdir())
+    }
+    summary = {k: metrics[k] for k in ("folds", "train_records", "calibration_records", "sources")}
+    manifest = Manifest(
+        format=FORMAT,
+        created=datetime.now(UTC).replace(microsecond=0),
+        files=entries,
+        model=info,
+        preprocess=chain.VERSION,
+        text=bank.text,
+        training=TrainingInfo(
+            command=command, objective=model.config.objective, data={**summary, "config": model.config.as_dict()}
+        ),
+        tolerances=Tolerances(golden_cosine=GOLDEN_COSINE),
+    )
+    return (manifest.model_dump_json(indent=1) + "\n").encode()
+
+
+def _finish(part: Path, out: Path, manifest: bytes, model: Trainee, x: NDArray[np.float32]) -> Path:
+    """Name the directory, then load and open it as serving does, and compare the written graph with the torch model."""
+    (part / "manifest.json").write_bytes(manifest)
+    final = out / hashlib.sha256(manifest).hexdigest()[:NAME_DIGITS]
+    windows = np.stack([x, x[:, ::-1], np.roll(x, 7, axis=0)])
+    with Artifact.load(part).open(threads=1) as encoder:
+        cosine = float(
+            np.sum(encoder.encode(np.ascontiguousarray(windows)) * _embed(model, np.ascontiguousarray(windows)), axis=1).min()
+        )
+    if not cosine >= PARITY_COSINE:
+        raise ExportError(f"encoder.onnx: cosine with the torch model of at least {PARITY_COSINE} expected, found {cosine:.6f}")
+    shutil.rmtree(final, ignore_errors=True)
+    part.rename(final)
+    return final
