@@ -12,10 +12,10 @@ from typing import Any, Protocol
 import structlog
 
 from encoders.bank import BankError, LabelBank
-from stream_worker.errors import ArtifactRefused
+from stream_worker.errors import ArtifactRefused, StoreUnavailable
 from stream_worker.telemetry import Metrics
 
-__all__ = ["ACTIVE_KEY", "BankSource", "BankWatcher", "FixedBank", "bank_key"]
+__all__ = ["ACTIVE_KEY", "BankSource", "BankWatcher", "FixedBank", "bank_key", "publish_bank"]
 
 ACTIVE_KEY = "ecg:bank:active"
 log = structlog.get_logger(__name__)
@@ -24,6 +24,23 @@ log = structlog.get_logger(__name__)
 def bank_key(digest: str) -> str:
     """The Redis key of a bank's bytes."""
     return f"ecg:bank:{digest}"
+
+
+async def publish_bank(url: str, bank: LabelBank) -> None:
+    """Store the bank under its digest, then make it the active one. Raises StoreUnavailable."""
+    import redis.asyncio as redis
+    from redis.exceptions import RedisError
+
+    client: Any = redis.Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5)
+    try:
+        await client.set(bank_key(bank.digest), bank.to_bytes())
+        await client.set(ACTIVE_KEY, bank.digest)
+    except (RedisError, OSError) as error:
+        raise StoreUnavailable(
+            f"redis does not take the label bank ({type(error).__name__}): check ECG_REDIS and the server"
+        ) from None
+    finally:
+        await client.aclose()
 
 
 class BankSource(Protocol):

@@ -85,12 +85,13 @@ class Pipeline:
         metrics: Metrics,
         labels: BankSource,
         clock: Callable[[], float] = time.monotonic,
+        on_finding: Callable[[Finding], None] = lambda finding: None,
     ) -> None:
         self.broker, self.settings, self.metrics, self.labels = broker, settings, metrics, labels
         self.rules = Rules(hop_ms=settings.hop_ms)
         self.parts: dict[int, Partition] = {}
         self.published = 0
-        self._first_scorer, self._clock = scorer, clock
+        self._first_scorer, self._clock, self._on_finding = scorer, clock, on_finding
         self._scorer: Scorer | None = None
         self._failure: BaseException | None = None  # of a recovery, raised by the reading stage
         self._decode = Decoder(settings.max_chunk_bytes)
@@ -419,6 +420,7 @@ class Pipeline:
         track = part.windower.track(finding.key)
         if track is not None:
             track.publish(finding.next, offset)
+        self._on_finding(finding)
 
     async def _commit_often(self) -> None:
         while True:

@@ -24,7 +24,9 @@ from encoders.quality import Quality, assess
 from encoders.signal import lead_names
 from stream_worker.records import Closed, Finding, Window, identity
 
-__all__ = ["Options", "Scorer", "assessability"]
+__all__ = ["Options", "Ready", "Scorer", "assessability"]
+
+Ready = tuple[chain.Prepared, Quality]  # a window after the first half of the work
 
 # statements that rest on an amplitude in mV, by (scheme, code): voltages, hypertrophy, atrial enlargement, tall T
 VOLTAGE_CODES = {
@@ -69,7 +71,7 @@ class Scorer:
         """A scorer with the same encoder and options."""
         return Scorer(self.encoder, bank, self.options)
 
-    def prepare(self, window: Window) -> tuple[chain.Prepared, Quality]:
+    def prepare(self, window: Window) -> Ready:
         """The first half of the work for one window; threads may run it."""
         calibrated = chain.calibrate(window.samples, window.layout)
         prepared = chain.prepare(calibrated, window.layout)
@@ -79,9 +81,7 @@ class Scorer:
         """One finding an event, in order."""
         return self.finish(events, [self.prepare(e) if isinstance(e, Window) else None for e in events])
 
-    def finish(
-        self, events: Sequence[Window | Closed], ready: Sequence[tuple[chain.Prepared, Quality] | None]
-    ) -> list[Finding]:
+    def finish(self, events: Sequence[Window | Closed], ready: Sequence[Ready | None]) -> list[Finding]:
         """The second half: one encoder call for all scorable windows of the batch."""
         scorable = [i for i, r in enumerate(ready) if r is not None and r[0].reason is None]
         rows: dict[int, NDArray[np.float32]] = {}
@@ -93,9 +93,7 @@ class Scorer:
                 rows.pop(i)
         return [self._finding(event, r, rows.get(i)) for i, (event, r) in enumerate(zip(events, ready, strict=True))]
 
-    def _finding(
-        self, event: Window | Closed, ready: tuple[chain.Prepared, Quality] | None, row: NDArray[np.float32] | None
-    ) -> Finding:
+    def _finding(self, event: Window | Closed, ready: Ready | None, row: NDArray[np.float32] | None) -> Finding:
         if isinstance(event, Closed):
             body = self._head(event, "closed", event.first)
         else:

@@ -1,0 +1,201 @@
+"""ecg-worker: the command line. Imports nothing heavy until a command runs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from stream_worker.errors import WorkerError
+
+app = typer.Typer(
+    name="ecg-worker",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help=(
+        "Scores streams of multi-lead ECG from Kafka against Japanese and English diagnostic labels.\n\n"
+        "Try it without any service: ecg-worker demo. Score a file: ecg-worker replay RECORD --json. "
+        "In production: ecg-worker topics --apply, ecg-worker check, ecg-worker run; "
+        "read along with ecg-worker tail.\n\n"
+        "Settings come from ECG_* environment variables or a .env file (ECG_KAFKA, ECG_REDIS, ECG_ARTIFACT, ...); "
+        "options override them.\n\n"
+        "Exit codes: 0 done, 1 failed, 2 configuration, 3 model or labels refused, 4 no Kafka, 5 no Redis.\n\n"
+        "Decision support and research software. Not a medical device."
+    ),
+)
+
+Kafka = Annotated[str | None, typer.Option("--kafka", metavar="HOST:PORT", help="Kafka bootstrap servers [env ECG_KAFKA].")]
+Redis = Annotated[str | None, typer.Option("--redis", metavar="URL", help="Redis with the label bank [env ECG_REDIS].")]
+ArtifactDir = Annotated[
+    Path | None, typer.Option("--artifact", metavar="DIR", help="Model directory [env ECG_ARTIFACT]; default: the shipped one.")
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")]
+Group = Annotated[str | None, typer.Option("--group", help="Consumer group [env ECG_GROUP].")]
+Leads = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lead", metavar="NAME=LEAD", help="Name a channel that the file does not name as a lead, e.g. ECG=I. Repeatable."
+    ),
+]
+Hop = Annotated[
+    int | None, typer.Option("--hop-ms", min=1000, max=10_000, help="Distance between window starts [env ECG_HOP_MS].")
+]
+
+
+@app.command()
+def demo(
+    record: Annotated[
+        list[Path] | None,
+        typer.Option("--record", help="Play this WFDB, EDF or CSV recording instead of simulated devices. Repeatable."),
+    ] = None,
+    seconds: Annotated[int, typer.Option(min=5, help="Seconds of signal that each device sends.")] = 60,
+    speed: Annotated[float, typer.Option(min=0, help="Times real time; 0: as fast as it goes.")] = 4.0,
+    seed: Annotated[int, typer.Option(help="Of the simulated devices.")] = 0,
+    json: Json = False,
+    kafka: Annotated[
+        str | None, typer.Option("--kafka", metavar="HOST:PORT", help="A real Kafka instead of the log in this process.")
+    ] = None,
+    redis: Annotated[
+        str | None, typer.Option("--redis", metavar="URL", help="A real Redis: the artifact's bank is published there first.")
+    ] = None,
+    artifact: ArtifactDir = None,
+    lead: Leads = None,
+) -> None:
+    """Watch findings come out of simulated devices, or of your recordings, with no service installed.
+
+    The same stages as run, over a log in this process. The first findings come after 10 s of signal.
+    """
+    from stream_worker import commands
+
+    commands.demo(record or [], seconds, speed, seed, json, kafka, redis, artifact, lead or [])
+
+
+@app.command()
+def replay(
+    records: Annotated[list[Path], typer.Argument(help="Recordings (WFDB, EDF, CSV) or folders of them.")],
+    json: Json = False,
+    scores: Annotated[
+        str, typer.Option("--scores", help="top: the most probable labels; all: add every label's probability.")
+    ] = "top",
+    artifact: ArtifactDir = None,
+    hop_ms: Hop = None,
+    lead: Leads = None,
+) -> None:
+    """Score recordings as streams, without a broker, as fast as it goes: one finding a line.
+
+    The stream id is the record's name, the session is "1": a second run prints the same finding ids.
+    """
+    from stream_worker import commands
+
+    commands.replay(records, json, scores, artifact, hop_ms, lead or [])
+
+
+@app.command()
+def publish(
+    record: Annotated[Path, typer.Argument(help="One recording (WFDB, EDF, CSV).")],
+    stream_id: Annotated[str, typer.Option("--stream-id", help="A pseudonym of the device or patient; the message key.")],
+    session_id: Annotated[str | None, typer.Option("--session-id", help="Default: a new one, starting now.")] = None,
+    speed: Annotated[float, typer.Option(min=0, help="Times real time; 0: as fast as it goes.")] = 1.0,
+    chunk_ms: Annotated[int, typer.Option(min=20, max=10_000, help="Signal in one message.")] = 1000,
+    kafka: Kafka = None,
+    lead: Leads = None,
+) -> None:
+    """Be a device: send a recording to Kafka in chunks.
+
+    With --session-id the session starts when the recording did (1970 where the file does not say), as in replay, so both
+    give the same finding ids; without it a new session starts now.
+    """
+    from stream_worker import commands
+
+    commands.publish(record, stream_id, session_id, speed, chunk_ms, kafka, lead or [])
+
+
+@app.command()
+def run(
+    kafka: Kafka = None,
+    redis: Redis = None,
+    artifact: ArtifactDir = None,
+    group: Group = None,
+    start: Annotated[
+        str | None,
+        typer.Option(help="Without a committed offset: latest, earliest or an ISO time [env ECG_START; default latest]."),
+    ] = None,
+    hop_ms: Hop = None,
+    http_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="/livez, /readyz, /metrics [env ECG_HTTP_PORT].")
+    ] = None,
+) -> None:
+    """The worker: chunks from Kafka -> findings to Kafka, until SIGTERM; then it drains and commits."""
+    from stream_worker import commands
+
+    commands.run(kafka=kafka, redis=redis, artifact=artifact, group=group, start=start, hop_ms=hop_ms, http_port=http_port)
+
+
+@app.command()
+def tail(
+    kafka: Kafka = None,
+    stream: Annotated[str | None, typer.Option("--stream", help="Only this stream id.")] = None,
+    from_beginning: Annotated[
+        bool, typer.Option("--from-beginning", help="All that the topic holds, not only what comes.")
+    ] = False,
+    count: Annotated[int | None, typer.Option("--count", min=1, help="Stop after so many findings.")] = None,
+    timeout: Annotated[float | None, typer.Option("--timeout", help="Stop after so many seconds without a finding.")] = None,
+    json: Json = False,
+) -> None:
+    """Read findings as an alerting service would: read_committed, one a line, doubles (same id) shown once."""
+    from stream_worker import commands
+
+    commands.tail(kafka, stream, from_beginning, count, timeout, json)
+
+
+@app.command()
+def topics(
+    apply: Annotated[bool, typer.Option("--apply", help="Create what is missing; otherwise only print.")] = False,
+    partitions: Annotated[
+        int, typer.Option(min=1, help="Of chunks and findings alike; the most workers that can share the load.")
+    ] = 12,
+    replication: Annotated[int, typer.Option(min=1, help="Copies of each partition; 3 in production.")] = 1,
+    kafka: Kafka = None,
+) -> None:
+    """Print or create the topics with the settings that the worker relies on."""
+    from stream_worker import commands
+
+    commands.topics(apply, partitions, replication, kafka)
+
+
+@app.command()
+def check(kafka: Kafka = None, redis: Redis = None, artifact: ArtifactDir = None, json: Json = False) -> None:
+    """Is everything in place? Configuration, model, labels, Kafka and its topics, Redis: what is wrong and what to do."""
+    from stream_worker import commands
+
+    commands.check(kafka, redis, artifact, json)
+
+
+@app.command()
+def alerts(
+    kafka: Kafka = None,
+    web_port: Annotated[int | None, typer.Option("--web-port", help="Faust's web view of the episodes; default: none.")] = None,
+) -> None:
+    """The alert stage: findings -> few, stable episodes (onset, update, offset) on the topic ecg.alerts."""
+    from stream_worker import commands
+
+    commands.alerts(kafka, web_port)
+
+
+def main() -> Any:
+    """Entry point: a WorkerError is one line on stderr and its exit code, never a traceback."""
+    try:
+        return app()
+    except WorkerError as error:
+        print(f"ecg-worker: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

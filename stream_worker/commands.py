@@ -1,0 +1,386 @@
+"""What the commands do. Each prepares settings, opens what it needs, and leaves the work to the modules beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json as jsonlib
+import signal
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from encoders.artifact import Artifact, ArtifactError
+from encoders.recordings import Recording, RecordingError, find_recordings, read_recording
+from stream_worker import telemetry
+from stream_worker.errors import ArtifactRefused, BadInput, ConfigError, WorkerError
+from stream_worker.records import Finding
+from stream_worker.settings import Settings, load_settings
+from stream_worker.table import NOTICE, FindingsTable, line
+from stream_worker.telemetry import Metrics
+
+__all__ = ["alerts", "check", "demo", "publish", "replay", "run", "tail", "topics"]
+
+err = Console(stderr=True)
+
+
+def _artifact(settings: Settings) -> Artifact:
+    try:
+        return Artifact.load(settings.artifact_dir())
+    except ArtifactError as error:
+        raise ArtifactRefused(f"model refused: {error}") from None
+
+
+def _lead_map(pairs: Sequence[str]) -> dict[str, str]:
+    out = {}
+    for pair in pairs:
+        name, _, lead = pair.rpartition("=")
+        if not name:
+            raise ConfigError(f"--lead {pair!r}: NAME=LEAD expected, for instance ECG=I")
+        out[name] = lead
+    return out
+
+
+def _read(path: Path, leads: dict[str, str]) -> Recording:
+    try:
+        recording = read_recording(path, leads)
+    except (RecordingError, ValueError) as error:
+        raise ConfigError(str(error)) from None
+    if recording.skipped:
+        err.print(f"[dim]{recording.name}: not used: {', '.join(recording.skipped)}[/dim]")
+    return recording
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
+
+
+def _print_json(body: dict[str, Any]) -> None:
+    sys.stdout.write(jsonlib.dumps(body, ensure_ascii=False, separators=(",", ":")) + "\n")
+    sys.stdout.flush()
+
+
+# ---- replay
+
+
+def replay(
+    records: Sequence[Path], json: bool, scores: str, artifact: Path | None, hop_ms: int | None, lead: Sequence[str]
+) -> None:
+    """See `ecg-worker replay --help`."""
+    from stream_worker.replay import findings, windows
+    from stream_worker.score import Options, Scorer
+    from stream_worker.window import Rules
+
+    if scores not in ("top", "all"):
+        raise ConfigError(f"--scores {scores!r}: top or all expected")
+    settings = load_settings(artifact=artifact, hop_ms=hop_ms)
+    leads = _lead_map(lead)
+    try:
+        paths = [path for given in records for path in find_recordings(given)]
+    except (RecordingError, ValueError) as error:
+        raise ConfigError(str(error)) from None
+    model = _artifact(settings)
+    failed = 0
+    with model.open(settings.backend, settings.threads) as encoder, _progress() as progress:
+        scorer = Scorer(encoder, model.bank(), Options(top=settings.top, all_scores=scores == "all"))
+        task = progress.add_task("windows", total=None)
+        for path in paths:
+            try:
+                recording = _read(path, leads)
+            except ConfigError as error:
+                err.print(f"{error}", style="red", markup=False)
+                failed += 1
+                continue
+            progress.update(task, description=recording.name)
+            events = windows(recording, recording.name, "1", Rules(hop_ms=settings.hop_ms))
+            for finding in findings(events, scorer, settings.batch_size, lambda n: progress.advance(task, n)):
+                _print_json(finding.body) if json else Console().print(line(finding.body), soft_wrap=True)
+    if failed:
+        raise ConfigError(f"{failed} of {len(paths)} recordings could not be read")
+
+
+# ---- demo
+
+
+def demo(
+    record: Sequence[Path],
+    seconds: int,
+    speed: float,
+    seed: int,
+    json: bool,
+    kafka: str | None,
+    redis: str | None,
+    artifact: Path | None,
+    lead: Sequence[str],
+) -> None:
+    """See `ecg-worker demo --help`."""
+    from stream_worker.demo import recorded, simulated
+    from stream_worker.replay import session_start_ns
+
+    telemetry.setup_logging("warning")
+    settings = load_settings(artifact=artifact, kafka=kafka, start="latest", group=f"ecg-demo-{uuid.uuid4().hex[:8]}")
+    recordings = [_read(path, _lead_map(lead)) for given in record for path in find_recordings(given)]
+    sources = [recorded(r, r.name, "1", session_start_ns(r), seconds) for r in recordings] or simulated(seconds, seed)
+    model = _artifact(settings)
+    table = FindingsTable("ecg-worker demo")
+    out = Console()
+    with _watching(table, json, out) as (on_finding, tick):
+        asyncio.run(_demo(sources, model, settings, speed, kafka, redis, on_finding, tick))
+    if not json and not out.is_terminal:
+        out.print(table)
+
+
+@contextlib.contextmanager
+def _watching(
+    table: FindingsTable, json: bool, out: Console
+) -> Iterator[tuple[Callable[[Finding], None], Callable[[int], None]]]:
+    """Where findings go: JSON lines, a live table, or plain lines where nobody watches."""
+    if json:
+        yield lambda finding: _print_json(finding.body), lambda second: None
+        return
+    if not out.is_terminal:
+
+        def show(finding: Finding) -> None:
+            table.add(finding.body)
+            out.print(line(finding.body), soft_wrap=True)
+
+        yield show, lambda second: None
+        return
+    with Live(table, console=out, refresh_per_second=8) as live:
+
+        def tick(second: int) -> None:
+            table.title = f"ecg-worker demo: {second} s of signal sent"
+            live.refresh()
+
+        yield lambda finding: table.add(finding.body), tick
+
+
+async def _demo(
+    sources: Sequence[Any],
+    model: Artifact,
+    settings: Settings,
+    speed: float,
+    kafka: str | None,
+    redis: str | None,
+    on_finding: Callable[[Finding], None],
+    tick: Callable[[int], None],
+) -> None:
+    from stream_worker.demo import run_demo
+    from stream_worker.labels import BankWatcher, publish_bank
+
+    labels = None
+    metrics = Metrics()
+    if redis:
+        await publish_bank(redis, model.bank())
+        labels = BankWatcher(redis, model.encoder_digest, model.manifest.model.dim, metrics)
+    if kafka is None:
+        from stream_worker.memory_broker import MemoryBroker, MemoryLog
+
+        memory = MemoryLog(dict.fromkeys((settings.chunks_topic, settings.findings_topic, settings.dead_letters_topic), 3))
+
+        async def send(messages: Sequence[tuple[bytes, bytes]]) -> None:
+            for key, value in messages:
+                memory.append(settings.chunks_topic, key, value)
+
+        await run_demo(MemoryBroker(memory), send, sources, model, settings, speed, on_finding, tick, labels, metrics)
+        return
+    from stream_worker.broker import create_topics
+    from stream_worker.clients import DeviceProducer
+    from stream_worker.topics import plan
+
+    await create_topics(kafka, plan(partitions=3, replication=1), _security(settings))
+    async with DeviceProducer(kafka, _security(settings)) as producer:
+
+        async def send(messages: Sequence[tuple[bytes, bytes]]) -> None:
+            await producer.send(settings.chunks_topic, messages)
+
+        await run_demo(_kafka(settings), send, sources, model, settings, speed, on_finding, tick, labels, metrics)
+
+
+# ---- publish, tail
+
+
+def publish(
+    record: Path, stream_id: str, session_id: str | None, speed: float, chunk_ms: int, kafka: str | None, lead: Sequence[str]
+) -> None:
+    """See `ecg-worker publish --help`."""
+    from stream_worker.demo import play, recorded
+    from stream_worker.replay import session_start_ns
+
+    settings = load_settings(kafka=kafka)
+    recording = _read(record, _lead_map(lead))
+    start = time.time_ns() if session_id is None else session_start_ns(recording)
+    session = session_id or uuid.uuid4().hex[:12]
+    source = recorded(recording, stream_id, session, start, chunk_ms=chunk_ms)
+
+    async def send_all(tick: Callable[[int], None]) -> None:
+        from stream_worker.clients import DeviceProducer
+
+        async with DeviceProducer(settings.kafka, _security(settings)) as producer:
+
+            async def send(messages: Sequence[tuple[bytes, bytes]]) -> None:
+                await producer.send(settings.chunks_topic, messages)
+
+            await play([source], send, speed, tick, chunk_ms)
+
+    with _progress() as progress:
+        task = progress.add_task(f"{recording.name} -> {settings.chunks_topic}", total=source.rounds)
+        asyncio.run(send_all(lambda done: progress.update(task, completed=done)))
+    err.print(f"published {source.rounds} chunks of {recording.name} as stream {stream_id}, session {session}", markup=False)
+
+
+def tail(
+    kafka: str | None, stream: str | None, from_beginning: bool, count: int | None, timeout: float | None, json: bool
+) -> None:
+    """See `ecg-worker tail --help`."""
+    from stream_worker.wire import parse_finding
+
+    settings = load_settings(kafka=kafka)
+
+    async def follow() -> None:
+        from stream_worker.clients import follow as follow_topic
+
+        shown: dict[str, None] = {}
+        stops = follow_topic(settings.kafka, settings.findings_topic, _security(settings), from_beginning, timeout)
+        async for record in stops:
+            try:
+                body = parse_finding(record.value or b"")
+            except BadInput as error:
+                err.print(f"[dim]offset {record.offset}: {error}[/dim]")
+                continue
+            if (stream is not None and body["stream"] != stream) or body["id"] in shown:
+                continue
+            shown[body["id"]] = None
+            if len(shown) > 100_000:
+                shown.pop(next(iter(shown)))
+            _print_json(body) if json else Console().print(line(body), soft_wrap=True)
+            if count is not None and len(shown) >= count:
+                return
+
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(follow())
+
+
+# ---- run
+
+
+def run(**options: Any) -> None:
+    """See `ecg-worker run --help`."""
+    settings = load_settings(**options)
+    telemetry.setup_logging(settings.log_level)
+    model = _artifact(settings)
+    asyncio.run(_run(settings, model))
+
+
+async def _run(settings: Settings, model: Artifact) -> None:
+    import structlog
+
+    from stream_worker.health import HealthServer
+    from stream_worker.labels import BankSource, BankWatcher, FixedBank
+    from stream_worker.pipeline import Pipeline
+    from stream_worker.score import Options, Scorer
+
+    log = structlog.get_logger("stream_worker")
+    metrics = Metrics()
+    with model.open(settings.backend, settings.threads) as encoder:
+        metrics.encoder.labels(encoder.digest[:16], encoder.backend).set(1)
+        labels: BankSource = FixedBank(model.bank())
+        if settings.redis is not None:
+            labels = BankWatcher(settings.redis.get_secret_value(), encoder.digest, encoder.dim, metrics, settings.bank_poll_s)
+        else:
+            log.warning("ECG_REDIS is not set: the labels are the artifact's own and will not be swapped")
+
+        def scorer() -> Scorer | None:
+            return None if labels.bank is None else Scorer(encoder, labels.bank, Options(top=settings.top))
+
+        pipeline = Pipeline(_kafka(settings), scorer, settings, metrics, labels)
+        server = HealthServer(settings.http_host, settings.http_port, metrics, pipeline.live, pipeline.ready)
+        try:
+            await server.start()
+        except OSError as error:
+            raise ConfigError(f"ECG_HTTP_PORT: port {settings.http_port} cannot be used: {error.strerror}") from None
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, pipeline.stop)
+        log.info(
+            "started", kafka=settings.kafka, model=model.digest[:16], backend=encoder.backend, port=server.port, notice=NOTICE
+        )
+        try:
+            await pipeline.run()
+        finally:
+            await server.stop()
+
+
+def alerts(kafka: str | None, web_port: int | None) -> None:
+    """See `ecg-worker alerts --help`."""
+    from stream_worker.alerts import run as run_alerts
+
+    settings = load_settings(kafka=kafka)
+    telemetry.setup_logging(settings.log_level)
+    run_alerts(settings, web_port)
+
+
+# ---- topics, check
+
+
+def topics(apply: bool, partitions: int, replication: int, kafka: str | None) -> None:
+    """See `ecg-worker topics --help`."""
+    from stream_worker import topics as topic_plan
+
+    settings = load_settings(kafka=kafka)
+    for text in topic_plan.command(settings, _security(settings), apply, partitions, replication):
+        print(text)
+
+
+def check(kafka: str | None, redis: str | None, artifact: Path | None, json: bool) -> None:
+    """See `ecg-worker check --help`."""
+    from stream_worker.check import problems
+
+    settings = load_settings(kafka=kafka, redis=redis, artifact=artifact)
+    found = asyncio.run(problems(settings, _security(settings)))
+    for item in found:
+        if json:
+            _print_json({"what": item.what, "ok": item.error is None, "detail": item.detail, "error": str(item.error or "")})
+        else:
+            mark = "[green]ok[/green]     " if item.error is None else "[red]problem[/red]"
+            Console().print(f"{mark} {item.what}: ", end="")
+            Console().print(item.detail if item.error is None else str(item.error), markup=False, soft_wrap=True)
+    worst: WorkerError | None = next((item.error for item in found if item.error is not None), None)
+    if worst is not None:
+        raise SystemExit(worst.exit_code)
+
+
+# ---- the real services
+
+
+def _security(settings: Settings) -> dict[str, Any]:
+    from stream_worker.broker import security
+
+    password = settings.kafka_password.get_secret_value() if settings.kafka_password else None
+    return security(
+        protocol=settings.kafka_security,
+        mechanism=settings.kafka_sasl_mechanism,
+        username=settings.kafka_username,
+        password=password,
+        ca_file=settings.kafka_ca_file,
+    )
+
+
+def _kafka(settings: Settings) -> Any:
+    from stream_worker.broker import KafkaBroker
+
+    return KafkaBroker(
+        bootstrap=settings.kafka,
+        group=settings.group,
+        chunks=settings.chunks_topic,
+        findings=settings.findings_topic,
+        security=_security(settings),
+        start_timeout_s=settings.outage_limit_s,
+    )

@@ -1,0 +1,55 @@
+"""Recordings as streams: cut by the same rules as chunks from Kafka, without a broker, as fast as the machine goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+
+from encoders.recordings import Recording
+from stream_worker.records import Chunk, Closed, Finding, Rejected, RunKey, Window
+from stream_worker.score import Ready, Scorer
+from stream_worker.window import Rules, Windower
+
+__all__ = ["chunks", "findings", "session_start_ns", "windows"]
+
+
+def session_start_ns(recording: Recording) -> int:
+    """The recording's own start, or 1970 where its file names none: the same for every replay of the same file."""
+    return max(0, int(recording.start.timestamp() * 1_000_000_000)) if recording.start is not None else 0
+
+
+def chunks(recording: Recording, key: RunKey, chunk_ms: int = 1000) -> Iterator[Chunk]:
+    """Samples (C, n) of `chunk_ms` each, in order; the last one says so."""
+    step, total = max(1, recording.layout.samples(chunk_ms)), recording.samples.shape[1]
+    for first in range(0, total, step):
+        part = recording.samples[:, first : first + step]
+        yield Chunk(key, recording.layout, first, part, first + step >= total)
+
+
+def windows(recording: Recording, stream: str, session: str, rules: Rules) -> Iterator[Window | Closed]:
+    """Every window of one recording."""
+    key = (stream, session, session_start_ns(recording), recording.layout.digest)
+    windower = Windower(0, rules)
+    for offset, chunk in enumerate(chunks(recording, key, chunk_ms=10_000)):
+        yield from (e for e in windower.push(chunk, offset, offset) if not isinstance(e, Rejected))
+
+
+def findings(
+    events: Iterable[Window | Closed], scorer: Scorer, batch: int, done: Callable[[int], None] = lambda n: None
+) -> Iterator[Finding]:
+    """Scored in order. While the encoder works on one batch a second thread prepares the next."""
+    source = iter(events)
+
+    def prepare(items: list[Window | Closed]) -> tuple[list[Window | Closed], list[Ready | None]]:
+        return items, [scorer.prepare(e) if isinstance(e, Window) else None for e in items]
+
+    with ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(prepare, list(islice(source, batch)))
+        while True:
+            items, ready = ahead.result()
+            if not items:
+                return
+            ahead = pool.submit(prepare, list(islice(source, batch)))
+            yield from scorer.finish(items, ready)
+            done(len(items))

@@ -1,0 +1,71 @@
+"""Findings for people: a live table in the terminal, one row a stream, and one line a finding elsewhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+__all__ = ["NOTICE", "FindingsTable", "line"]
+
+NOTICE = "Decision support and research software. Not a medical device, not a monitor."
+COLOURS = {"critical": "bold red", "urgent": "red", "routine_new_urgent": "yellow", "routine": "yellow", "normal": "green"}
+
+
+def _labels(body: dict[str, Any], limit: int = 2) -> Text:
+    """The most probable labels in Japanese and English; those above their threshold in the colour of their urgency."""
+    if body["kind"] == "unscorable":
+        return Text(f"unscorable: {body['reason']}", style="dim")
+    if body["kind"] == "closed":
+        return Text("stream closed, nobody watches it now", style="dim")
+    shown = [x for x in body["labels"] if x["positive"]] or body["labels"][:1]
+    text = Text()
+    for i, label in enumerate(shown[:limit]):
+        style = COLOURS.get(label["urgency"], "") if label["positive"] else "dim"
+        text.append(f"{', ' if i else ''}{label['name_ja']} {label['name_en']} ", style=style)
+        text.append(f"{label['probability']:.2f}", style="bold" if label["positive"] else "dim")
+    return text if shown else Text("no label can be assessed from these leads", style="dim")
+
+
+def _leads(body: dict[str, Any]) -> str:
+    recorded = body["layout"]["leads"]
+    return ",".join(recorded) if len(recorded) <= 3 else f"{len(recorded)} leads"
+
+
+def line(body: dict[str, Any]) -> Text:
+    """One finding as a line."""
+    rate = body.get("quality", {}).get("heart_rate")
+    seconds = body["first_sample"] * 1000 // body["layout"]["fs_mhz"]
+    head = f"{body['stream']:<12.12} {seconds:>5d} s  {'--' if rate is None else round(rate):>3} bpm  "
+    return Text(head).append(_labels(body))
+
+
+class FindingsTable:
+    """The latest finding of each stream. `add` a finding's body, render with rich."""
+
+    def __init__(self, title: str) -> None:
+        self.title, self.count = title, 0
+        self._rows: dict[str, dict[str, Any]] = {}
+
+    def add(self, body: dict[str, Any]) -> None:
+        """Keep what is newest of a stream; a closing does not hide the last scored window."""
+        self.count += 1
+        if body["kind"] != "closed" or body["stream"] not in self._rows:
+            self._rows[body["stream"]] = body
+
+    def __rich__(self) -> Table:
+        table = Table(title=f"{self.title}  ({self.count} findings)", caption=NOTICE, expand=True)
+        for name in ("stream", "at", "signal", "bpm", "labels (probability; coloured: above threshold)"):
+            table.add_column(name, no_wrap=name != "signal", ratio=1 if name.startswith("labels") else None)
+        for stream, body in sorted(self._rows.items()):
+            rate = body.get("quality", {}).get("heart_rate")
+            fs = body["layout"]["fs_mhz"]
+            table.add_row(
+                stream,
+                f"{body['first_sample'] * 1000 // fs} s",
+                f"{_leads(body)} {fs / 1000:g} Hz",
+                "--" if rate is None else str(round(rate)),
+                _labels(body),
+            )
+        return table
