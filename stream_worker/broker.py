@@ -16,7 +16,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
@@ -117,20 +117,25 @@ class KafkaBroker:
 
     async def stop(self) -> None:
         on_revoked, self._on_revoked = self._on_revoked, None
-        if on_revoked is not None and self._assigned:
-            await on_revoked(self._assigned)
+        try:
+            if on_revoked is not None and self._assigned:
+                await on_revoked(self._assigned)
+        finally:
+            await self._close()
+
+    async def _close(self) -> None:
         self._assigned = frozenset()
         self._connected = False
-        polling, self._polling = self._polling, None
-        consumer, self._consumer = self._consumer, None
-        producer, self._producer = self._producer, None
-        admin, self._admin = self._admin, None
-        tasks = [*self._tasks, *([polling] if polling else [])]
+        tasks = [*self._tasks, *([self._polling] if self._polling else [])]
+        consumer, producer, admin = self._consumer, self._producer, self._admin
+        self._polling = self._consumer = self._producer = self._admin = None
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         if consumer is not None:
             await _closed(consumer.stop(), "consumer")
+            # A fetch that failed just now ends the client's own stop() half way: its connections are still open then.
+            await _closed(consumer._client.close(), "consumer's connections")
         if producer is not None:
             await _closed(producer.stop(), "producer")
         if admin is not None:
@@ -442,12 +447,15 @@ def _refusal(error: KafkaError, bootstrap: str) -> WorkerError:
     return kind(f"broker {bootstrap}: {type(error).__name__}: {error}")
 
 
-async def _closed(closing: Awaitable[None], what: str, limit_s: float = _CLOSE_LIMIT_S) -> None:
+async def _closed(closing: Coroutine[Any, Any, None], what: str, limit_s: float = _CLOSE_LIMIT_S) -> None:
     """Close within a time; what cannot be closed in order (no broker) is left behind and said."""
+    task = asyncio.create_task(closing)  # of its own: the client lets cancellations of its inner tasks out
     try:
-        async with asyncio.timeout(limit_s):
-            await closing
-    except (TimeoutError, KafkaError, OSError) as error:
+        await asyncio.wait({task}, timeout=limit_s)
+    finally:
+        task.cancel()
+    (error,) = await asyncio.gather(task, return_exceptions=True)
+    if isinstance(error, BaseException):
         _log.warning("the %s did not close in order: %r", what, error)
 
 
@@ -512,13 +520,24 @@ async def create_topics(
     security: Mapping[str, Any] | None = None,
     timeout_s: float = 15.0,
 ) -> None:
-    """Create topics; replication -1 takes the cluster's default. Raises ConfigError naming what the cluster refused."""
+    """Create topics and wait until they can be used; replication -1 takes the cluster's default.
+
+    Raises ConfigError naming what the cluster refused.
+    """
     async with _admin(bootstrap, security, timeout_s) as admin:
         new = [NewTopic(t.name, t.partitions, t.replication, topic_configs=dict(t.settings)) for t in topics]
         answer = await admin.create_topics(new, timeout_ms=int(timeout_s * 1000))
         for name, code, *message in answer.topic_errors:
             if code:
                 raise ConfigError(f"topic {name} was not created: {for_code(code).__name__} {message[0] if message else ''}")
+        # Created is not yet known everywhere: a client that asks too early hears that there is no such topic.
+        names = [topic.name for topic in topics]
+        while not all(map(_has_leaders, await admin.describe_topics(names))):  # noqa: ASYNC110 - the cluster tells nobody
+            await asyncio.sleep(0.05)
+
+
+def _has_leaders(described: Mapping[str, Any]) -> bool:
+    return described["error_code"] == 0 and all(part["leader"] >= 0 for part in described["partitions"])
 
 
 @contextlib.asynccontextmanager
