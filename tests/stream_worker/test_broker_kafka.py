@@ -171,7 +171,7 @@ async def test_an_oversized_message_is_refused_and_the_next_goes_through(world: 
 
 async def test_an_idle_partition_does_not_slow_a_busy_one(world: KafkaWorld) -> None:
     """A reader that is busy for longer than the client's prefetch pause: then fetches for the idle partitions alone go out,
-    and the busy one's next has to wait for them. With the client's own fetch wait of 500 ms a poll took 0.35 s here."""
+    and the busy one's next has to wait for them. With the client's own fetch wait of 500 ms every other poll took 0.32 s, with 50 ms none 0.01 s."""
     await world.append(0, [b"x" * 12_000] * 800)
     broker = world.broker()
     await Rebalances().start(broker)
@@ -184,7 +184,7 @@ async def test_an_idle_partition_does_not_slow_a_busy_one(world: KafkaWorld) -> 
             waits.append(time.monotonic() - begun)
             left -= len(polled.get(0, ()))
             await asyncio.sleep(0.15)  # the work of a worker that is slower than the broker
-        assert sum(waits[1:]) / len(waits[1:]) < 0.15
+        assert sum(waits[1:]) / len(waits[1:]) < 0.07
     finally:
         await broker.stop()
 
