@@ -68,17 +68,27 @@ def read_csv(path: Path) -> CsvTable:
 
 
 def looks_like_leads(path: Path) -> bool:
-    """Whether the header row of a CSV file names at least one ECG lead in words (numbers alone do not count)."""
+    """Whether the header row of a CSV file names an ECG lead (a bare number does not count) and the row below holds numbers."""
     with path.open(encoding="utf-8-sig", errors="replace") as file:
-        line = next((text for text in file if text.strip() and not text.startswith("#")), "")
-    for name in re.split(r"[,;\t]", line.strip()):
-        try:
-            canonical_lead(name)
-        except SignalError:
-            continue
-        if not name.strip().isdigit():
-            return True
-    return False
+        rows = (re.split(r"[,;\t]", text.strip()) for text in file if text.strip() and not text.startswith("#"))
+        header, first = next(rows, []), next(rows, [])
+    return any(_is_lead(name) for name in header) and len(first) > 0 and all(_is_number(cell) for cell in first)
+
+
+def _is_lead(name: str) -> bool:
+    try:
+        canonical_lead(name)
+    except SignalError:
+        return False
+    return not name.strip().isdigit()
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell.strip() or "0")
+    except ValueError:
+        return False
+    return True
 
 
 def _split(text: str) -> tuple[list[str], list[str], list[str], str]:

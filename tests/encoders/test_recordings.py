@@ -305,6 +305,7 @@ def test_find_recordings(tmp_path: Path) -> None:
     write_edf(tmp_path / "z.EDF", [("II", wave(250, 1)[:, 0], {})])
     (tmp_path / "c.csv").write_text("time,II\n0,1\n")
     (tmp_path / "table.csv").write_text("ecg_id,age,0\n1,2,3\n")
+    (tmp_path / "reference.csv").write_text("A00009,AF\nA00015,AF\n")  # a rhythm, not the lead aVF
     assert find_recordings(tmp_path) == [tmp_path / "b", tmp_path / "c.csv", tmp_path / "sub" / "a", tmp_path / "z.EDF"]
     assert find_recordings(tmp_path / "b") == [tmp_path / "b"]
     assert find_recordings(tmp_path / "c.csv") == [tmp_path / "c.csv"]
