@@ -127,7 +127,7 @@ async def run_demo(
         pipeline = Pipeline(broker, scorer, settings, metrics, labels, on_finding=seen)
         running = asyncio.create_task(pipeline.run())
         try:
-            while not running.done() and (pipeline.ready() or not broker.assigned):  # noqa: ASYNC110 - probes are functions
+            while not running.done() and (pipeline.ready() or not broker.assigned):
                 await asyncio.sleep(0.02)
             playing = asyncio.create_task(play(sources, send, speed, tick))
             waiting = asyncio.create_task(closed.wait())

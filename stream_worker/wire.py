@@ -19,7 +19,7 @@ from stream_worker.errors import BadInput
 from stream_worker.proto import ecg_chunk_pb2
 from stream_worker.records import Chunk, DeadLetter, Finding
 
-__all__ = ["MAX_CHUNK_BYTES", "Decoder", "dead_letter_message", "finding_message", "finding_schema", "parse_finding"]
+__all__ = ["MAX_CHUNK_BYTES", "Decoder", "dead_letter", "dead_letter_message", "finding_message", "parse_finding", "schema"]
 
 MAX_CHUNK_BYTES = 1 << 20
 MAX_ID_BYTES = 128
@@ -147,6 +147,6 @@ def parse_finding(value: bytes) -> dict[str, Any]:
 
 
 @cache
-def finding_schema() -> dict[str, Any]:
-    """The JSON Schema that every published finding satisfies."""
-    return dict(json.loads(resources.files("stream_worker.proto").joinpath("finding.schema.json").read_text("utf-8")))
+def schema(name: str) -> dict[str, Any]:
+    """The JSON Schema of what is published: "finding" or "dead-letter"."""
+    return dict(json.loads(resources.files("stream_worker.proto").joinpath(f"{name}.schema.json").read_text("utf-8")))

@@ -1,0 +1,341 @@
+"""The stages over a log in this process: order of publish and commit, restarts, bad input, outages, back-pressure."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+import structlog
+from numpy.typing import NDArray
+
+from encoders.signal import LEADS
+from stream_worker.errors import BrokerUnavailable
+from stream_worker.labels import FixedBank
+from stream_worker.memory_broker import MemoryBroker, MemoryLog
+from stream_worker.pipeline import Deadline, Pipeline
+from stream_worker.score import Scorer
+from stream_worker.settings import Settings
+from stream_worker.simulator import fleet
+from stream_worker.telemetry import Metrics
+from stream_worker.wire import schema
+from tests.support import ProjectionEncoder, bank, layout, message, signal
+
+TOPICS = {"ecg.chunks": 2, "ecg.findings": 2, "ecg.dead-letters": 2}
+L = layout()
+X = signal(L, 60_000)
+
+
+def settings(**changes: Any) -> Settings:
+    fields: dict[str, Any] = {"start": "earliest", "commit_interval_ms": 50, "batch_deadline_ms": 5, "_env_file": None}
+    return Settings(**(fields | changes))
+
+
+def pipeline(log: MemoryLog, encoder: ProjectionEncoder | None = None, labels: Any = None, **changes: Any) -> Pipeline:
+    encoder = encoder or ProjectionEncoder()
+    labels = labels or FixedBank(bank(encoder))
+    return Pipeline(MemoryBroker(log), lambda: Scorer(encoder, labels.bank), settings(**changes), Metrics(), labels)
+
+
+@asynccontextmanager
+async def running(p: Pipeline) -> AsyncIterator[Pipeline]:
+    task = asyncio.create_task(p.run())
+    try:
+        yield p
+    finally:
+        p.stop()
+        await task
+
+
+async def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "did not come to pass in time"
+        await asyncio.sleep(0.01)
+
+
+def published(log: MemoryLog, topic: str = "ecg.findings") -> list[dict[str, Any]]:
+    return [json.loads(r.value or b"") for p in range(2) for r, _ in log.read(topic, p, 0)]
+
+
+def send(log: MemoryLog, first: int, end: int, stream: str = "s", last: bool = False, ts: int | None = None) -> None:
+    log.append("ecg.chunks", *message(L, first, X[:, first:end], stream, last=last), timestamp_ms=ts)
+
+
+def committed(log: MemoryLog) -> dict[int, int]:
+    return {p: position.offset for (_, _, p), position in log.commits.items()}
+
+
+async def test_findings_carry_cloudevents_headers_and_keep_key_and_partition() -> None:
+    log = MemoryLog(TOPICS)
+    for stream in ("a", "b", "c", "d"):
+        send(log, 0, 5000, stream)
+    async with running(pipeline(log)):
+        await until(lambda: len(published(log)) == 4)
+    for p in range(2):
+        streams = {r.key for r, _ in log.read("ecg.chunks", p, 0)}
+        for record, headers in log.read("ecg.findings", p, 0):
+            body, named = json.loads(record.value or b""), dict(headers)
+            jsonschema.validate(body, schema("finding"))
+            assert record.key == body["stream"].encode()
+            assert record.key in streams
+            assert named["ce_id"] == body["id"].encode()
+            assert named["ce_time"] == body["time"].encode()
+            assert named["ce_type"] == b"ecg.finding.scored.v1"
+
+
+async def test_bad_input_becomes_dead_letters_and_harms_nobody() -> None:
+    log = MemoryLog(TOPICS)
+    send(log, 0, 2500)
+    bad = [(b"s", b"\xff\xffnoise"), (b"s", b""), (b"s", None), (b"t", message(L, 0, X[:, :100])[1]), (b"s", b"\0" * 2_000_000)]
+    for key, value in bad:
+        log.append("ecg.chunks", key, value)
+    send(log, 0, 2500)  # a duplicate, ignored
+    log.append("ecg.chunks", *message(L, 100_000, X[:, :100]))  # an index jump
+    send(log, 2500, 5000)
+    async with running(pipeline(log)) as p:
+        await until(lambda: len(published(log)) == 1 and len(published(log, "ecg.dead-letters")) == 6)
+        assert p.ready() == []
+    letters = published(log, "ecg.dead-letters")
+    for letter in letters:
+        jsonschema.validate(letter, schema("dead-letter"))
+    assert sorted(x["reason"] for x in letters) == ["empty", "empty", "index_jump", "key_mismatch", "oversize", "schema"]
+    assert published(log)[0]["kind"] == "scored"
+    ends = {n: log.bounds("ecg.chunks", n)[1] for n in range(2)}
+    assert committed(log) == ends
+
+
+async def test_nothing_of_the_waveform_is_logged() -> None:
+    log = MemoryLog(TOPICS)
+    text = message(L, 0, X[:, :100])[1]
+    log.append("ecg.chunks", b"other", text)
+    log.append("ecg.chunks", b"s", text[:-7])
+    with structlog.testing.capture_logs() as logs:
+        async with running(pipeline(log)):
+            await until(lambda: len(published(log, "ecg.dead-letters")) == 2)
+    told = repr(logs) + repr(published(log, "ecg.dead-letters"))
+    assert text[60:80].hex() not in told
+    assert repr(text[60:80]) not in told
+
+
+async def test_a_restart_goes_on_where_findings_end_and_invents_nothing() -> None:
+    """The log is fed and read by a series of workers that stop at any point; one worker over the same log is the truth."""
+    messages = list(fleet(6, 47, chunk_ms=500, drop=0.02, duplicate=0.05, reorder=0.05, seed=3))
+    truth, log = MemoryLog(TOPICS), MemoryLog(TOPICS)
+    for key, value, second in messages:
+        truth.append("ecg.chunks", key, value, timestamp_ms=int(second * 1000))
+    async with running(pipeline(truth)) as p:
+        await until(lambda: sum(committed(truth).values()) == len(messages) and p.published > 0)
+    expected = {x["id"]: x["window_digest"] for x in published(truth) if "window_digest" in x}
+    for part in range(9):
+        for key, value, second in messages[len(messages) * part // 9 : len(messages) * (part + 1) // 9]:
+            log.append("ecg.chunks", key, value, timestamp_ms=int(second * 1000))
+        async with running(pipeline(log)):
+            await asyncio.sleep(0.05 * part)
+    async with running(pipeline(log)):
+        await until(lambda: sum(committed(log).values()) == len(messages))
+    found = published(log)
+    assert {x["id"]: x["window_digest"] for x in found if "window_digest" in x} == expected
+    assert sorted(x["id"] for x in found) == sorted(x["id"] for x in published(truth))
+    reasons = sorted((x["reason"], x["partition"], x["offset"]) for x in published(log, "ecg.dead-letters"))
+    assert reasons == sorted((x["reason"], x["partition"], x["offset"]) for x in published(truth, "ecg.dead-letters"))
+
+
+async def test_a_crash_between_publishing_and_committing_doubles_nothing_with_another_id() -> None:
+    log = MemoryLog(TOPICS)
+    for i in range(0, 12_000, 500):
+        send(log, i, i + 500)
+    async with running(pipeline(log)):
+        await until(lambda: len(published(log)) == 2)
+    log.commits = {key: position._replace(offset=0, metadata="") for key, position in log.commits.items()}
+    async with running(pipeline(log)) as p:
+        await until(lambda: not p.ready())
+        for i in range(12_000, 15_000, 500):
+            send(log, i, i + 500)
+        await until(lambda: len(published(log)) == 3)
+    assert [x["first_sample"] for x in published(log)] == [0, 5000, 10_000]
+
+
+async def test_a_first_position_is_committed_before_the_first_finding() -> None:
+    log = MemoryLog(TOPICS)
+    send(log, 0, 500)
+    async with running(pipeline(log, start="latest")):
+        await until(lambda: len(committed(log)) == 2)
+    send(log, 0, 5000, "new")
+    async with running(pipeline(log, start="latest")):
+        await until(lambda: len(published(log)) == 1)
+
+
+async def test_start_settings() -> None:
+    for start, count in (("earliest", 2), ("1970-01-01T00:00:50", 1), ("latest", 0)):
+        log = MemoryLog(TOPICS)
+        send(log, 0, 5000, ts=1_000)
+        send(log, 10_000, 15_000, ts=60_000)
+        async with running(pipeline(log, start=start)):
+            await until(lambda log=log: sum(committed(log).values()) == 2)  # type: ignore[misc]
+        scored = [x for x in published(log) if x["kind"] == "scored"]
+        assert len(scored) == count, start
+
+
+async def test_a_range_lost_to_retention_is_reported_and_reading_goes_on_at_the_earliest() -> None:
+    log = MemoryLog({name: 1 for name in TOPICS})
+    for i in range(0, 4000, 500):
+        send(log, i, i + 500)
+    async with running(pipeline(log)):
+        await until(lambda: committed(log) != {})
+    for i in range(4000, 12_000, 500):
+        send(log, i, i + 500)
+    log.trim("ecg.chunks", 0, 10)
+    with structlog.testing.capture_logs() as logs:
+        async with running(pipeline(log)) as p:
+            await until(lambda: bool(log.read("ecg.dead-letters", 0, 0)))
+            await until(lambda: bool(log.read("ecg.findings", 0, 0)))
+    letter = json.loads(log.read("ecg.dead-letters", 0, 0)[0][0].value or b"")
+    jsonschema.validate(letter, schema("dead-letter"))
+    assert (letter["reason"], letter["offset"], letter["lost_until"]) == ("lost_range", 0, 10)
+    assert p.metrics.registry.get_sample_value("ecg_lost_records_total") == 10
+    assert any(entry["event"] == "records lost to retention before they were read" for entry in logs)
+    bodies = [json.loads(r.value or b"") for r, _ in log.read("ecg.findings", 0, 0)]
+    assert [(b["kind"], b["first_sample"]) for b in bodies] == [("unscorable", 5000)] or bodies[0]["first_sample"] == 5000
+
+
+async def test_a_silent_stream_is_closed_when_another_record_shows_the_time() -> None:
+    log = MemoryLog({name: 1 for name in TOPICS})
+    send(log, 0, 7500, "quiet", ts=1_000)
+    send(log, 0, 500, "other", ts=40_000)
+    async with running(pipeline(log)):
+        await until(lambda: len(log.read("ecg.findings", 0, 0)) == 2)
+    bodies = [json.loads(r.value or b"") for r, _ in log.read("ecg.findings", 0, 0)]
+    assert [(b["kind"], b["closed"]) for b in bodies] == [("scored", None), ("closed", "idle")] or bodies[1]["tail"]
+
+
+async def test_a_reader_at_the_end_for_35_s_closes_silent_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = MemoryLog({name: 1 for name in TOPICS})
+    send(log, 0, 7500, ts=1_000)
+    encoder, jump = ProjectionEncoder(), [0.0]
+    labels = FixedBank(bank(encoder))
+    p = Pipeline(
+        MemoryBroker(log),
+        lambda: Scorer(encoder, bank(encoder)),
+        settings(),
+        Metrics(),
+        labels,
+        clock=lambda: time.monotonic() + jump[0],
+    )
+    async with running(p):
+        await until(lambda: len(log.read("ecg.findings", 0, 0)) == 1)
+        await asyncio.sleep(0.5)
+        assert len(log.read("ecg.findings", 0, 0)) == 1
+        jump[0] = 36.0
+        await until(lambda: len(log.read("ecg.findings", 0, 0)) == 2)
+    assert json.loads(log.read("ecg.findings", 0, 1)[0][0].value or b"")["closed"] == "idle"
+
+
+async def test_labels_are_swapped_between_batches() -> None:
+    log, encoder = MemoryLog(TOPICS), ProjectionEncoder()
+    labels = FixedBank(bank(encoder, seed=1))
+    send(log, 0, 5000)
+    async with running(pipeline(log, encoder, labels)):
+        await until(lambda: len(published(log)) == 1)
+        labels.bank = other = bank(encoder, seed=2)
+        send(log, 5000, 10_000)
+        await until(lambda: len(published(log)) == 2)
+    banks = [x["bank"] for x in published(log)]
+    assert banks[0] != banks[1] == other.digest
+
+
+async def test_an_outage_pauses_and_nothing_is_lost() -> None:
+    log = MemoryLog(TOPICS)
+    async with running(pipeline(log)) as p:
+        await until(lambda: p.ready() == [])
+        send(log, 0, 2500)
+        log.available = False
+        await until(lambda: p.ready() != [])
+        assert p.ready() == ["kafka does not answer"]
+        send(log, 2500, 5000)
+        await asyncio.sleep(0.3)
+        log.available = True
+        await until(lambda: len(published(log)) == 1)
+        assert p.ready() == []
+
+
+async def test_an_outage_beyond_the_limit_ends_the_worker_with_a_clear_error() -> None:
+    log = MemoryLog(TOPICS)
+    p = pipeline(log, outage_limit_s=0.3)
+    task = asyncio.create_task(p.run())
+    await until(lambda: p.ready() == [])
+    log.available = False
+    with pytest.raises(BrokerUnavailable, match="has not answered for"):
+        await asyncio.wait_for(task, 20)
+
+
+async def test_a_slow_encoder_pauses_reading_and_bounds_what_waits() -> None:
+    class Slow(ProjectionEncoder):
+        def encode(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+            time.sleep(0.02)
+            return super().encode(x)
+
+    log = MemoryLog(TOPICS)
+    depth, paused = [0], [0]
+    p = pipeline(log, Slow(), queue_windows=8, batch_size=2)
+    async with running(p):
+        await until(lambda: p.ready() == [])
+        for stream in range(40):
+            for i in range(0, 10_000, 2500):
+                send(log, i, i + 2500, f"s{stream}")
+            await asyncio.sleep(0.02)
+            depth[0] = max(depth[0], p._waiting)
+            paused[0] += p._paused
+        await until(lambda: len(published(log)) == 80, 40)
+    assert paused[0] > 0
+    assert depth[0] <= 8 + 2 * 40  # the limit, and at most what one poll held
+    for stream in range(40):
+        mine = [x["first_sample"] for x in published(log) if x["stream"] == f"s{stream}"]
+        assert mine == [0, 5000]
+
+
+async def test_metrics_show_what_an_operator_needs() -> None:
+    log = MemoryLog(TOPICS)
+    send(log, 0, 7500)
+    gap = X[:, :5000].copy()
+    gap[:, 1000:2500] = -32768
+    log.append("ecg.chunks", *message(L, 0, gap, "gappy"))
+    async with running(pipeline(log)) as p:
+        await until(lambda: len(published(log)) == 2)
+        await asyncio.sleep(1.2)
+        text = p.metrics.text().decode()
+    for name in (
+        'ecg_lag_records{partition="0"} 0.0',
+        'ecg_windows_total{outcome="scored"} 1.0',
+        'ecg_windows_total{outcome="unscorable"} 1.0',
+        'ecg_queue_depth{stage="score"} 0.0',
+        'ecg_queue_depth{stage="publish"} 0.0',
+        "ecg_open_runs 2.0",
+        "ecg_oldest_unscored_seconds",
+    ):
+        assert name in text, name
+
+
+async def test_12_leads_through_the_whole_chain() -> None:
+    twelve = layout(leads=LEADS)
+    x = signal(twelve, 5000)
+    log = MemoryLog(TOPICS)
+    log.append("ecg.chunks", *message(twelve, 0, x))
+    async with running(pipeline(log)):
+        await until(lambda: len(published(log)) == 1)
+    assert published(log)[0]["lead_mask"] == 4095
+
+
+def test_one_deadline_for_all_steps() -> None:
+    now = [0.0]
+    deadline = Deadline(5.0, lambda: now[0])
+    now[0] = 3.0
+    assert deadline.left() == 2.0
+    now[0] = 9.0
+    assert deadline.left() == 0.0

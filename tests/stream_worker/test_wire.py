@@ -1,0 +1,153 @@
+"""Every kind of bad input has its reason code; good bytes come back as they went in; nothing leaks a sample."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from encoders.signal import LEADS
+from stream_worker.encode import encode_chunk
+from stream_worker.errors import BadInput
+from stream_worker.proto import ecg_chunk_pb2 as pb
+from stream_worker.wire import Decoder, dead_letter, dead_letter_message, schema
+from tests.support import layout, signal
+
+L = layout(leads=LEADS)
+X = signal(L, 500)
+
+
+def fields(**changes: Any) -> dict[str, Any]:
+    good = {
+        "stream_id": "s",
+        "session_id": "1",
+        "first_sample": 0,
+        "fs_mhz": 500_000,
+        "leads": ["I", "II"],
+        "gain": [1000.0],
+        "samples": signal(layout(), 100).tobytes(),
+    }
+    return good | changes
+
+
+def test_round_trip() -> None:
+    chunk = Decoder()(b"s", encode_chunk("s", "1", 123, L, 42, X, last=True))
+    assert chunk.key == ("s", "1", 123, L.digest)
+    assert (chunk.layout, chunk.first, chunk.last) == (L, 42, True)
+    assert np.array_equal(chunk.samples, X)
+
+
+def test_interleaved_samples() -> None:
+    message = pb.Chunk(**fields(order=pb.INTERLEAVED, samples=signal(layout(), 100).T.tobytes()))
+    assert np.array_equal(Decoder()(b"s", message.SerializeToString()).samples, signal(layout(), 100))
+
+
+def test_vendor_spellings_feed_the_same_run() -> None:
+    a = Decoder()(b"s", pb.Chunk(**fields()).SerializeToString())
+    b = Decoder()(
+        b"s", pb.Chunk(**fields(leads=["MDC_ECG_LEAD_I", "MLII"], gain=[1000.0, 1000.0], baseline=[0.0])).SerializeToString()
+    )
+    assert a.key == b.key
+
+
+@pytest.mark.parametrize(
+    ("code", "changes"),
+    [
+        ("sample_count", {"samples": b"\0" * 402}),
+        ("sample_count", {"samples": b"\0" * 401}),
+        ("no_samples", {"samples": b""}),
+        ("gain_range", {"gain": [math.nan]}),
+        ("gain_range", {"gain": [0.0]}),
+        ("gain_range", {"gain": [1e12]}),
+        ("layout_shape", {"gain": [1.0, 1.0, 1.0]}),
+        ("layout_shape", {"gain": []}),
+        ("baseline_range", {"baseline": [math.inf]}),
+        ("unknown_lead", {"leads": ["I", "X9"]}),
+        ("unknown_lead", {"leads": ["I", "-aVR"]}),
+        ("doubled_lead", {"leads": ["II", "MLII"]}),
+        ("no_lead", {"leads": []}),
+        ("fs_range", {"fs_mhz": 49_999}),
+        ("fs_range", {"fs_mhz": 2_000_001}),
+        ("index_range", {"first_sample": -1}),
+        ("index_range", {"first_sample": 2**53}),
+        ("start_range", {"session_start_ns": -1}),
+        ("session_id", {"session_id": "x" * 200}),
+        ("schema", {"order": 7}),
+        ("unknown_unit", {"unit": 9}),
+        ("stream_id", {"stream_id": ""}),
+    ],
+)
+def test_refused(code: str, changes: dict[str, Any]) -> None:
+    message = pb.Chunk(**fields(**changes))
+    with pytest.raises(BadInput) as caught:
+        Decoder()(message.stream_id.encode(), message.SerializeToString())
+    assert caught.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("code", "key", "value"),
+    [
+        ("empty", b"s", None),
+        ("empty", b"s", b""),
+        ("oversize", b"s", b"\0" * 2_000_000),
+        ("schema", b"s", b"\xff\xff\xff\xff not protobuf"),
+        ("schema", b"s", pb.Chunk(**fields()).SerializeToString()[:-30]),
+        ("key_mismatch", b"t", pb.Chunk(**fields()).SerializeToString()),
+        ("key_mismatch", None, pb.Chunk(**fields()).SerializeToString()),
+        ("stream_id", b"x" * 10_000, pb.Chunk(**fields(stream_id="x" * 10_000)).SerializeToString()),
+    ],
+)
+def test_refused_bytes(code: str, key: bytes | None, value: bytes | None) -> None:
+    with pytest.raises(BadInput) as caught:
+        Decoder()(key, value)
+    assert caught.value.code == code
+
+
+def test_a_limit_is_checked_before_anything_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pb.Chunk, "ParseFromString", lambda *_: pytest.fail("decoded"), raising=False)
+    with pytest.raises(BadInput, match="limit"):
+        Decoder(max_bytes=1000)(b"s", b"\0" * 1001)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=300))
+def test_random_bytes_are_refused_or_decoded_but_never_raise_anything_else(data: bytes) -> None:
+    try:
+        Decoder()(b"s", data)
+    except BadInput as error:
+        assert error.code in schema("dead-letter")["properties"]["reason"]["enum"]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 400), st.integers(0, 255))
+def test_one_altered_byte_is_refused_or_decoded_but_never_raises_anything_else(at: int, byte: int) -> None:
+    data = bytearray(pb.Chunk(**fields()).SerializeToString())
+    data[at % len(data)] = byte
+    try:
+        Decoder()(b"s", bytes(data))
+    except BadInput as error:
+        assert error.code in schema("dead-letter")["properties"]["reason"]["enum"]
+
+
+def test_a_dead_letter_names_the_record_and_holds_no_payload_unless_told() -> None:
+    import json
+
+    value = pb.Chunk(**fields()).SerializeToString()
+    for keep in (False, True):
+        _, data, _ = dead_letter_message(dead_letter(3, 17, "late", value, keep), "ecg.chunks")
+        body = json.loads(data)
+        jsonschema.validate(body, schema("dead-letter"))
+        assert (body["partition"], body["offset"], body["reason"], body["bytes"]) == (3, 17, "late", len(value))
+        assert ("payload_hex" in body) is keep
+
+
+def test_layouts_are_bounded() -> None:
+    decoder = Decoder(max_layouts=8)
+    for i in range(50):
+        decoder(b"s", pb.Chunk(**fields(gain=[100.0 + i])).SerializeToString())
+    assert len(decoder._layouts) <= 8
