@@ -13,7 +13,7 @@ __all__ = ["model_card"]
 LICENCES = {
     "ptbxl": "PTB-XL, CC BY 4.0 (Wagner et al. 2020)",
     "ptbxl_norm": "PTB-XL records redistributed band-passed and z-scored, amplitude lost, CC BY 4.0",
-    "challenge": "PhysioNet/CinC Challenge 2020/2021 (CPSC 2018, Georgia, Chapman, Ningbo, PTB) and SPH, CC BY 4.0 / ODC-BY 1.0",
+    "challenge": "PhysioNet/CinC Challenge 2020/2021 (CPSC 2018, Georgia, Chapman, Ningbo, PTB), SPH, CC BY 4.0 / ODC-BY 1.0",
     "cinc2017": "PhysioNet/CinC Challenge 2017 (AliveCor, one lead), ODC-BY 1.0",
 }
 
@@ -39,13 +39,15 @@ def _head(info: ModelInfo, bank: LabelBank, metrics: dict[str, Any]) -> str:
 **Decision support and research software. Not a medical device, not a monitor: its output is no diagnosis.**
 
 Takes a 10 s ECG window, {info.input_shape[0]} leads at {info.fs} Hz after this project's preprocessing, gives a unit vector
-of {info.dim} numbers; its cosine with each row of the label bank becomes a calibrated probability. {info.parameters / 1e6:.2f} M parameters,
-{info.multiply_adds / 1e6:.0f} M multiply-adds a window, receptive field {info.receptive_field_s:.2f} s.
+of {info.dim} numbers; its cosine with each row of the label bank becomes a calibrated probability.
+{info.parameters / 1e6:.2f} M parameters, {info.multiply_adds / 1e6:.0f} M multiply-adds a
+window, receptive field {info.receptive_field_s:.2f} s.
 
 **Intended use.** Research, and triage hints to trained readers who see the signal themselves. Not for unattended alarms.
 
-**Label sentences** were embedded by `{text.model}` ({text.pooling} pooling, {language} names, "{text.prompt}"), frozen.{note} Names, Japanese and English, come from labels.csv; a Japanese cardiologist has to review
-the terms before clinical use. The card of EQUES/MedLLama3-JP-v2, this package's default language model, forbids medical use:
+**Label sentences** were embedded by `{text.model}` ({text.pooling} pooling, {language} names, "{text.prompt}"), frozen.{note}
+Names, Japanese and English, come from labels.csv; a Japanese cardiologist has to review the terms before clinical use.
+The card of EQUES/MedLLama3-JP-v2, this package's default language model, forbids medical use:
 whoever trains with it is bound by that."""
 
 

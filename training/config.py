@@ -67,7 +67,7 @@ class TrainConfig:
     """Highest standard deviation of added white noise, in standard deviations of the lead."""
     gain_jitter: float = 0.1
     """Standard deviation of the log of a random factor a lead."""
-    ema: float = 0.998
+    ema: float = 0.995
     """Decay of the moving average of the weights, which is what is evaluated and exported; 0 turns it off."""
     train_folds: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7)
     """Folds that weights are fitted on."""

@@ -105,6 +105,15 @@ class DataSet:
                     y[i, column[label]] = known[i, column[label]] = True
         return y, known
 
+    def stating(self) -> DataSet:
+        """The same without the records that state none of the labels."""
+        stated = np.asarray(self.targets[0].any(axis=1))
+        out = DataSet.__new__(DataSet)
+        out.directory, out.labels, out.manifest, out._files = self.directory, self.labels, self.manifest, {}
+        out.index = [row for row, any_label in zip(self.index, stated, strict=True) if any_label]
+        out.mask = self.mask[stated]
+        return out
+
     def positives(self) -> NDArray[np.int64]:
         """(L,) records that state each label."""
         return np.asarray(self.targets[0].sum(axis=0))

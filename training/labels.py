@@ -19,11 +19,9 @@ from safetensors.numpy import load_file, save_file
 
 from encoders.bank import TextModel
 from training.prepare import INDEX, file_digest
-from training.vocabulary import LABELS_CSV, Statement
+from training.vocabulary import LABELS_CSV, PROMPT, Statement
 
 __all__ = [
-    "DEFAULT_MODEL",
-    "PROMPT",
     "Embedder",
     "LabelError",
     "TextBank",
@@ -33,8 +31,6 @@ __all__ = [
     "sentence",
 ]
 
-DEFAULT_MODEL = "EQUES/MedLLama3-JP-v2"  # its card forbids medical use: read it before shipping what it made
-PROMPT = "This ECG shows {label}."
 TOO_CLOSE = 0.995  # cosine before centring; above it a tokenizer does not tell the two names apart
 LIST = "; "
 
@@ -60,6 +56,7 @@ class TextBank:
     captions: dict[tuple[str, ...], NDArray[np.float32]]
     text: TextModel
     digest: str
+    command: str = ""
 
     @classmethod
     def load(cls, directory: Path) -> TextBank:
@@ -73,7 +70,7 @@ class TextBank:
             raise LabelError(f"{directory / 'text.safetensors'}: sha256 {info['sha256']} expected, found {digest}")
         tensors = load_file(directory / "text.safetensors")
         captions = {tuple(ids): tensors["captions"][k] for k, ids in enumerate(info["captions"])}
-        return cls(tuple(info["ids"]), tensors["labels"], captions, TextModel(**info["text"]), digest)
+        return cls(tuple(info["ids"]), tensors["labels"], captions, TextModel(**info["text"]), digest, info["command"])
 
     def rows_of(self, statements: Sequence[Statement]) -> NDArray[np.float32]:
         """(L, E) for these statements. Raises LabelError naming those without a row."""
@@ -115,6 +112,7 @@ def build(
     statements: Sequence[Statement],
     out: Path,
     data: Path | None = None,
+    command: str = "",
     advance: Callable[[int], None] = lambda n: None,
 ) -> dict[str, Any]:
     """Embed the statements, and the captions of a prepared data set, into `out` -> text.json. Raises LabelError."""
@@ -130,6 +128,7 @@ def build(
     out.mkdir(parents=True, exist_ok=True)
     save_file(tensors, out / "text.safetensors")
     info = {
+        "command": command,
         "text": text.model_dump(),
         "ids": [s.id for s in statements],
         "captions": [list(ids) for ids in captions],

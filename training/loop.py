@@ -66,6 +66,7 @@ class _Run:
     captions: Tensor | None
     step: int = 0
     stop: bool = False
+    command: str = ""
     losses: list[float] = field(default_factory=list)
 
     def train_step(self, batch: Batch) -> float:
@@ -121,13 +122,17 @@ def train(
     resume: bool = False,
     report: Callable[[Progress], None] = lambda p: None,
     epochs: int | None = None,
+    command: str = "",
 ) -> Trained:
     """Train on `data` (the training folds) and keep checkpoints in `out`. epochs: stop after so many, resumable.
 
     SIGTERM (in the main thread) saves and returns with finished = False. Raises CheckpointError when `out` holds another run,
     TraineeError, FloatingPointError.
     """
+    if config.objective == "infonce":
+        data = data.stating()  # a record without a label has no caption
     run = _start(config, data, text)
+    run.command = command
     identity = _identity(config, data, text)
     if resume:
         _restore(run, identity, out)
@@ -183,7 +188,14 @@ def _on_sigterm(run: _Run) -> Any:
 
 
 def _state(run: _Run, identity: dict[str, Any]) -> dict[str, Any]:
-    return {**identity, "step": run.step, "epoch": run.step // run.per_epoch, "per_epoch": run.per_epoch, "losses": run.losses}
+    return {
+        **identity,
+        "step": run.step,
+        "epoch": run.step // run.per_epoch,
+        "per_epoch": run.per_epoch,
+        "losses": run.losses,
+        "command": run.command,
+    }
 
 
 def _log(out: Path, epoch: int, run: _Run) -> None:

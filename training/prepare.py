@@ -34,6 +34,12 @@ FORMAT = 1
 SHARD = 128  # records; 15 MB
 READERS = 2
 
+_SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("record", "source", "patient", "split", "shard", "unit", "signal")]
+    + [(name, pa.int32()) for name in ("fold", "row", "mask", "derived", "n_valid")]
+    + [(name, pa.list_(pa.string())) for name in ("positive", "unknown")]
+)
+
 
 class PrepareError(ValueError):
     """The data cannot be prepared as asked; the text names the record and the remedy."""
@@ -93,15 +99,17 @@ def prepare(
     out.mkdir(parents=True, exist_ok=True)
     skipped = [item for source in sources for item in source.skipped]
     rows: list[dict[str, Any]] = []
+    signals: dict[str, Annotated] = {}
     with ThreadPoolExecutor(READERS) as pool:
         held: list[_Row] = []
         for start in range(0, len(records), shard):  # bounded: the pool never runs ahead by more than a shard
             for row in pool.map(_read, records[start : start + shard]):
-                if row.prepared is None:
-                    skipped.append((row.annotated.record, row.reason))
-                else:
-                    held.append(row)
                 advance(1)
+                reason = row.reason or _crossing(row, signals)
+                if reason:
+                    skipped.append((row.annotated.record, reason))
+                    continue
+                held.append(row)
                 if len(held) == shard:
                     rows += _write_shard(out, len({r["shard"] for r in rows}), held)
                     held = []
@@ -109,10 +117,23 @@ def prepare(
             rows += _write_shard(out, len({r["shard"] for r in rows}), held)
     if not rows:
         raise PrepareError(f"none of {len(records)} records could be read; the first: {skipped[0] if skipped else 'no record'}")
-    pq.write_table(pa.Table.from_pylist(rows), out / INDEX)
+    pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), out / INDEX)
     manifest = _manifest(sources, rows, skipped, out, command)
     (out / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return manifest
+
+
+def _digest(window: chain.Prepared) -> str:
+    return hashlib.sha256(window.x.tobytes()).hexdigest()[:32]
+
+
+def _crossing(row: _Row, signals: dict[str, Annotated]) -> str:
+    """Why this record must be left out: its signal stands in another split already."""
+    assert row.prepared is not None
+    other = signals.setdefault(_digest(row.prepared), row.annotated)
+    if split_of(other.fold) == split_of(row.annotated.fold):
+        return ""
+    return f"same signal as {other.record}, but that is in {split_of(other.fold)}, this in {split_of(row.annotated.fold)}"
 
 
 def _write_shard(out: Path, number: int, held: Sequence[_Row]) -> list[dict[str, Any]]:
@@ -132,7 +153,7 @@ def _write_shard(out: Path, number: int, held: Sequence[_Row]) -> list[dict[str,
             "derived": window.derived,
             "n_valid": window.n_valid,
             "unit": row.unit,
-            "signal": hashlib.sha256(window.x.tobytes()).hexdigest()[:16],
+            "signal": _digest(window),
             "positive": list(row.annotated.positive),
             "unknown": list(row.annotated.unknown),
         }

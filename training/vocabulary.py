@@ -7,9 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["LABELS_CSV", "Statement", "VocabularyError", "by_code", "read_vocabulary", "select"]
+__all__ = ["DEFAULT_MODEL", "LABELS_CSV", "PROMPT", "Statement", "VocabularyError", "by_code", "read_vocabulary", "select"]
 
 LABELS_CSV = Path(__file__).with_name("labels.csv")
+DEFAULT_MODEL = "EQUES/MedLLama3-JP-v2"  # its card forbids medical use: read it before shipping what it made
+PROMPT = "This ECG shows {label}."
 SCP, SNOMED = "scp", "snomed_ct"
 
 

