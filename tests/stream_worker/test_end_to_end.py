@@ -1,0 +1,129 @@
+"""A recording through `publish` -> Kafka -> `run` -> `tail` gives what `replay` gives; every command on real services."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from stream_worker.wire import schema
+from tests.processes import WORKER, World
+
+
+@pytest.fixture(scope="module")
+def replayed(mitdb: Path) -> list[dict[str, Any]]:
+    done = World("127.0.0.1:1").command("replay", str(mitdb / "100"), "--json", "--scores", "all")
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_replay_gives_180_full_windows_and_a_padded_tail_with_ids_that_repeat(
+    mitdb: Path, replayed: list[dict[str, Any]]
+) -> None:
+    assert len(replayed) == 181
+    assert [x["tail"] for x in replayed] == [False] * 180 + [True]
+    assert {x["stream"] for x in replayed} == {"100"}
+    for body in replayed:
+        jsonschema.validate(body, schema("finding"))
+    again = World("127.0.0.1:1").command("replay", str(mitdb / "100"), "--json").stdout.splitlines()
+    assert [json.loads(line)["id"] for line in again] == [x["id"] for x in replayed]
+    assert len({x["id"] for x in replayed}) == 181
+
+
+def test_the_same_recording_through_kafka_gives_the_same_windows_ids_and_scores(
+    mitdb: Path, kafka: str, redis_url: str, replayed: list[dict[str, Any]]
+) -> None:
+    world = World(kafka, redis_url, ECG_TOP="98")
+    world.command("topics", "--apply", "--partitions", "2")
+    _publish_shipped_bank(redis_url)
+    with world.worker() as worker:
+        worker.wait_ready()
+        world.command("publish", str(mitdb / "100"), "--stream-id", "100", "--session-id", "1", "--speed", "0")
+        tailed = world.command("tail", "--json", "--from-beginning", "--count", "181", "--timeout", "60")
+        text = worker.get("/metrics")[1]
+        assert worker.get("/livez")[0] == 200
+        assert worker.stop() == 0
+    found = sorted((json.loads(line) for line in tailed.stdout.splitlines()), key=lambda x: x["first_sample"])
+    assert [x["id"] for x in found] == [x["id"] for x in replayed]
+    assert [x["window_digest"] for x in found] == [x["window_digest"] for x in replayed]
+    for one, other in zip(found, replayed, strict=True):
+        for label in one["labels"]:
+            assert label["probability"] == pytest.approx(other["scores"][label["id"]], abs=1e-4)
+    for name in (
+        "ecg_lag_records",
+        "ecg_oldest_unscored_seconds",
+        'ecg_windows_total{outcome="scored"} 181.0',
+        "ecg_queue_depth",
+    ):
+        assert name in text
+
+
+def _publish_shipped_bank(redis_url: str) -> None:
+    import asyncio
+
+    from encoders.artifact import Artifact
+    from stream_worker.labels import publish_bank
+    from stream_worker.settings import load_settings
+
+    asyncio.run(publish_bank(redis_url, Artifact.load(load_settings().artifact_dir()).bank()))
+
+
+def test_demo_prints_findings_of_every_device_and_exits_0() -> None:
+    done = World("127.0.0.1:1").command("demo", "--seconds", "20", "--speed", "0", "--json")
+    bodies = [json.loads(line) for line in done.stdout.splitlines()]
+    for body in bodies:
+        jsonschema.validate(body, schema("finding"))
+    assert len({x["stream"] for x in bodies}) == 6
+    assert len([x for x in bodies if x["kind"] == "scored"]) == 12
+
+
+def test_demo_of_a_recording_over_real_services(mitdb: Path, kafka: str, redis_url: str) -> None:
+    world = World(kafka)
+    record = str(mitdb / "208")
+    done = world.command(
+        "demo", "--record", record, "--seconds", "25", "--speed", "0", "--json", "--kafka", kafka, "--redis", redis_url
+    )
+    assert [json.loads(line)["first_sample"] for line in done.stdout.splitlines()] == [0, 3600, 7200]
+
+
+def test_check_says_what_is_wrong_and_what_to_do(kafka: str, redis_url: str) -> None:
+    world = World(kafka, redis_url)
+    before = world.command("check", check=False)
+    assert before.returncode == 2
+    assert "ecg-worker topics --apply" in before.stdout
+    world.command("topics", "--apply", "--partitions", "2")
+    _publish_shipped_bank(redis_url)
+    after = world.command("check", "--json")
+    assert all(json.loads(line)["ok"] for line in after.stdout.splitlines())
+
+
+def test_help_is_fast_because_it_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, stream_worker.__main__ as m\n"
+        "try: m.app(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'numpy', 'aiokafka', 'onnxruntime', 'faust', 'torch', 'scipy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([WORKER[0], "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    for command in ("demo", "replay", "publish", "run", "tail", "topics", "check", "alerts"):
+        assert command in done.stdout
+
+
+def test_errors_are_one_line_with_a_remedy_and_their_exit_code(tmp_path: Path) -> None:
+    world = World("127.0.0.1:1", ECG_OUTAGE_LIMIT_S="2")
+    missing = world.command("replay", str(tmp_path / "nothing"), check=False)
+    assert (missing.returncode, len(missing.stderr.splitlines())) == (2, 1)
+    model = world.command("replay", str(tmp_path), "--artifact", str(tmp_path / "none"), check=False)
+    assert model.returncode in (2, 3)
+    assert "Traceback" not in model.stderr
+    broker = world.command("run", "--http-port", "0", check=False)
+    assert broker.returncode == 4
+    assert "127.0.0.1:1" in broker.stderr
+    world.env["ECG_HOP_MS"] = "50"
+    wrong = world.command("run", check=False)
+    assert wrong.returncode == 2
+    assert "ECG_HOP_MS" in wrong.stderr
