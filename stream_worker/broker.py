@@ -17,7 +17,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
@@ -26,9 +26,9 @@ from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitio
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError, OffsetOutOfRangeError, for_code
 
 from stream_worker.errors import BrokerUnavailable, ConfigError, WorkerError
-from stream_worker.seam import Headers, OffsetLost, OnPartitions, Outgoing, Position, Record
+from stream_worker.seam import Headers, OffsetLost, OnPartitions, Outgoing, Position, Record, TopicState
 
-__all__ = ["KafkaBroker", "TopicState", "create_topics", "describe_topics"]
+__all__ = ["KafkaBroker", "create_topics", "describe_topics"]
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -484,15 +484,6 @@ async def _connect_admin(common: Mapping[str, Any], request_timeout_s: float, de
 # What the `topics` and `check` commands ask
 
 
-class TopicState(NamedTuple):
-    """A topic as the cluster has it. `settings`: every topic setting in force, by name."""
-
-    name: str
-    partitions: int
-    replication: int
-    settings: Mapping[str, str]
-
-
 async def describe_topics(
     bootstrap: str, names: Sequence[str], security: Mapping[str, Any] | None = None, timeout_s: float = 15.0
 ) -> dict[str, TopicState]:
@@ -532,7 +523,7 @@ async def create_topics(
                 raise ConfigError(f"topic {name} was not created: {for_code(code).__name__} {message[0] if message else ''}")
         # Created is not yet known everywhere: a client that asks too early hears that there is no such topic.
         names = [topic.name for topic in topics]
-        while not all(map(_has_leaders, await admin.describe_topics(names))):  # noqa: ASYNC110 - the cluster tells nobody
+        while not all(map(_has_leaders, await admin.describe_topics(names))):
             await asyncio.sleep(0.05)
 
 

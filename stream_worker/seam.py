@@ -23,6 +23,7 @@ __all__ = [
     "Outgoing",
     "Position",
     "Record",
+    "TopicState",
     "partition_for",
 ]
 
@@ -55,6 +56,16 @@ class Outgoing(NamedTuple):
     key: bytes | None
     value: bytes
     headers: Headers = ()
+
+
+class TopicState(NamedTuple):
+    """A topic as it is or should be. `replication`: copies of each partition, -1 for the cluster's default; `settings`: by
+    Kafka's names, all in force for a topic that is, those that matter for one that should be."""
+
+    name: str
+    partitions: int
+    replication: int
+    settings: Mapping[str, str]
 
 
 class OffsetLost(WorkerError):

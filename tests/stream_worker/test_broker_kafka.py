@@ -171,7 +171,8 @@ async def test_an_oversized_message_is_refused_and_the_next_goes_through(world: 
 
 async def test_an_idle_partition_does_not_slow_a_busy_one(world: KafkaWorld) -> None:
     """A reader that is busy for longer than the client's prefetch pause: then fetches for the idle partitions alone go out,
-    and the busy one's next has to wait for them. With the client's own fetch wait of 500 ms every other poll took 0.32 s, with 50 ms none 0.01 s."""
+    and the busy one's next has to wait for them. With the client's own fetch wait of 500 ms every other poll took 0.32 s,
+    with 50 ms none took 0.01 s."""
     await world.append(0, [b"x" * 12_000] * 800)
     broker = world.broker()
     await Rebalances().start(broker)
