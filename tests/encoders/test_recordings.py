@@ -26,12 +26,12 @@ def millivolts(recording: Recording) -> np.ndarray:
 
 def write_wfdb(folder: Path, name: str, counts: np.ndarray, names: list[str], **more: Any) -> Path:
     """counts: (T, C)."""
-    import wfdb
-
     n = len(names)
     fields = {"fs": 500, "units": ["mV"] * n, "fmt": ["16"] * n, "adc_gain": [1000.0] * n, "baseline": [0] * n, **more}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # its writer calls what pandas deprecates
+        warnings.simplefilter("ignore")  # wfdb calls what pandas deprecates
+        import wfdb
+
         wfdb.wrsamp(name, sig_name=names, d_signal=counts, write_dir=str(folder), **fields)
     return folder / name
 
@@ -71,12 +71,12 @@ def test_mitdb_100_is_read_with_and_without_suffix(mitdb: Path) -> None:
 
 
 def test_wfdb_agrees_with_the_physical_values_of_wfdb(shared: Path) -> None:
-    import wfdb
-
     path = shared / "ecg" / "long" / "af" / "data_101_6"
     recording = read_recording(path)
     assert recording.layout.fs_mhz == 200_000
     assert recording.layout.leads == ("I", "II")
+    import wfdb  # quietly, now that the reader has imported it
+
     np.testing.assert_allclose(millivolts(recording).T, wfdb.rdrecord(str(path)).p_signal, atol=1e-9)
 
 
@@ -153,7 +153,9 @@ def test_alivecor_needs_a_mapping(tmp_path: Path) -> None:
 
 
 def test_leads_of_another_rate_are_skipped(tmp_path: Path) -> None:
-    import wfdb
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import wfdb
 
     signals = [wave(200, 1)[:, 0], wave(100, 1)[:, 0], wave(200, 1, seed=1)[:, 0]]
     record = wfdb.Record(
