@@ -28,6 +28,15 @@ app = typer.Typer(
     ),
 )
 
+
+@app.callback()
+def _before(ctx: typer.Context) -> None:
+    if ctx.invoked_subcommand is not None and "--help" not in sys.argv:
+        from stream_worker.telemetry import setup_logging
+
+        setup_logging("warning")
+
+
 Kafka = Annotated[str | None, typer.Option("--kafka", metavar="HOST:PORT", help="Kafka bootstrap servers [env ECG_KAFKA].")]
 Redis = Annotated[str | None, typer.Option("--redis", metavar="URL", help="Redis with the label bank [env ECG_REDIS].")]
 ArtifactDir = Annotated[

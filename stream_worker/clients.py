@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
 from stream_worker.errors import BrokerUnavailable, ConfigError
@@ -71,10 +71,11 @@ async def follow(
     )
     await _connect(consumer, bootstrap)
     try:
-        numbers = consumer.partitions_for_topic(topic) or (await consumer.topics() and consumer.partitions_for_topic(topic))
-        if not numbers:
+        if topic not in await consumer.topics():
             raise ConfigError(f"topic {topic} does not exist at {bootstrap}: ecg-worker topics --apply")
-        consumer.assign(parts := [TopicPartition(topic, n) for n in sorted(numbers)])
+        consumer.subscribe([topic])  # without a group: every partition
+        while not (parts := consumer.assignment()):
+            await asyncio.sleep(0.02)
         await (consumer.seek_to_beginning(*parts) if from_beginning else consumer.seek_to_end(*parts))
         heard = time.monotonic()
         while quiet_s is None or time.monotonic() - heard < quiet_s:

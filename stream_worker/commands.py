@@ -125,7 +125,6 @@ def demo(
     from stream_worker.demo import recorded, simulated
     from stream_worker.replay import session_start_ns
 
-    telemetry.setup_logging("warning")
     settings = load_settings(artifact=artifact, kafka=kafka, start="latest", group=f"ecg-demo-{uuid.uuid4().hex[:8]}")
     recordings = [_read(path, _lead_map(lead)) for given in record for path in find_recordings(given)]
     sources = [recorded(r, r.name, "1", session_start_ns(r), seconds) for r in recordings] or simulated(seconds, seed)
@@ -190,13 +189,13 @@ async def _demo(
             for key, value in messages:
                 memory.append(settings.chunks_topic, key, value)
 
-        await run_demo(MemoryBroker(memory), send, sources, model, settings, speed, on_finding, tick, labels, metrics)
+        embedded = MemoryBroker(memory, group=settings.group, chunks=settings.chunks_topic, findings=settings.findings_topic)
+        await run_demo(embedded, send, sources, model, settings, speed, on_finding, tick, labels, metrics)
         return
-    from stream_worker.broker import create_topics
+    from stream_worker import topics as topic_plan
     from stream_worker.clients import DeviceProducer
-    from stream_worker.topics import plan
 
-    await create_topics(kafka, plan(partitions=3, replication=1), _security(settings))
+    await topic_plan.apply(settings, _security(settings), partitions=3, replication=1)
     async with DeviceProducer(kafka, _security(settings)) as producer:
 
         async def send(messages: Sequence[tuple[bytes, bytes]]) -> None:
@@ -361,7 +360,7 @@ def check(kafka: str | None, redis: str | None, artifact: Path | None, json: boo
 
 
 def _security(settings: Settings) -> dict[str, Any]:
-    from stream_worker.broker import security
+    from stream_worker.kafka_security import security
 
     password = settings.kafka_password.get_secret_value() if settings.kafka_password else None
     return security(

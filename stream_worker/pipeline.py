@@ -172,6 +172,9 @@ class Pipeline:
             why.append("kafka does not answer")
         if self.labels.bank is None:
             why.append("no label bank yet")
+        chunks, findings = self.broker.chunk_partitions(), self.broker.findings_partitions()
+        if findings < chunks:
+            why.append(f"{self.settings.findings_topic} has {findings} partitions, {self.settings.chunks_topic} has {chunks}")
         recovering = [part.number for part in self.parts.values() if not part.ready]
         if recovering:
             why.append(f"recovering partitions {recovering}")

@@ -26,6 +26,7 @@ def setup_logging(level: str = "info") -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # it repeats every failed attempt; we say once what it means
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
 
 

@@ -99,11 +99,13 @@ def test_a_broker_that_goes_and_comes_back(own: LocalServices, shipped: Artifact
         worker.wait_ready()
         send(world, messages[:80])
         own.stop_kafka()
-        worker.until(lambda: worker.get("/readyz")[0] == 503, 30)
-        assert "kafka does not answer" in worker.get("/readyz")[1]
-        assert worker.get("/livez")[0] == 200
-        assert worker.metric("ecg_broker_up") == 0
-        own.start_kafka()
+        try:
+            worker.until(lambda: worker.get("/readyz")[0] == 503, 30)
+            assert "kafka does not answer" in worker.get("/readyz")[1]
+            assert worker.get("/livez")[0] == 200
+            worker.until(lambda: worker.metric("ecg_broker_up") == 0, 5)
+        finally:
+            own.start_kafka()
         worker.wait_ready(60)
         send(world, messages[80:])
         worker.until(lambda: {x["id"] for x in world.findings(quiet_s=1.0)} >= expected, 60)
