@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import zipfile
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -225,7 +226,7 @@ def read_golden(data: bytes) -> tuple[Floats, Floats]:
             gain, baseline = z["gain"].tolist(), z["baseline"].tolist()
             layout = Layout(int(z["fs_mhz"]), tuple(map(str, z["leads"])), tuple(gain), tuple(baseline), str(z["unit"]))
             return chain.preprocess(z["samples"], layout).x, np.asarray(z["embedding"], dtype=np.float32)
-    except (KeyError, OSError, SignalError, ValueError) as error:
+    except (EOFError, KeyError, OSError, SignalError, ValueError, zipfile.BadZipFile) as error:
         raise ArtifactError(f"golden.npz: samples, layout and embedding expected, found {error}") from None
 
 

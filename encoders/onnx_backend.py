@@ -36,7 +36,10 @@ class OnnxEncoder:
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
-        self._session: Any = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        try:
+            self._session: Any = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # the runtime's own classes have no common base of theirs
+            raise ValueError(f"{path.name}: no ONNX graph that ONNX Runtime loads ({str(error)[:200]})") from error
         source, target = self._session.get_inputs(), self._session.get_outputs()
         if (
             len(source) != 1

@@ -57,7 +57,9 @@ class TextTower:
 
     def __init__(self, model: str, pooling: Pooling = "last") -> None:
         from transformers import AutoModel, AutoTokenizer
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()  # ours counts sentences
         where = locate(model)
         try:
             tokenizer: Any = AutoTokenizer.from_pretrained(where)

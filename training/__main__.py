@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from training.terminal import plain_errors, progress, show_metrics
 
 if TYPE_CHECKING:
     from training.data import DataSet
@@ -74,36 +74,6 @@ DataOption = Annotated[Path, typer.Option("--data", help="What `prepare` wrote."
 TextOption = Annotated[Path, typer.Option("--text", help="What `labels` wrote.")]
 
 
-@contextmanager
-def _plain_errors() -> Iterator[None]:
-    """Errors that name their remedy are shown as one line, exit code 2; anything else is a bug and keeps its traceback."""
-    try:
-        yield
-    except (ValueError, OSError, FloatingPointError) as error:
-        if type(error).__module__.split(".")[0] not in ("training", "encoders") and not isinstance(
-            error, OSError | FloatingPointError
-        ):
-            raise
-        typer.secho(f"ecg-train: {error}", fg=typer.colors.RED, err=True)
-        raise typer.Exit(2) from None
-
-
-@contextmanager
-def _progress(title: str, total: int) -> Iterator[Callable[..., None]]:
-    """A progress bar on stderr. Yields advance(n=1, note="")."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(title, total=total)
-
-        def advance(n: int = 1, note: str = "") -> None:
-            bar.update(task, advance=n, description=f"{title} {note}".strip())
-
-        yield advance
-
-
 def _command() -> str:
     return "ecg-train " + shlex.join(sys.argv[1:])
 
@@ -137,14 +107,14 @@ def prepare(
     A patient in two splits is refused. Records that cannot be read are left out and listed in the manifest with the reason.
     A label that a data set does not annotate is unknown there, not negative.
     """
-    with _plain_errors():
+    with plain_errors():
         from training import prepare as work
         from training.sources import read_source
         from training.vocabulary import read_vocabulary
 
         vocabulary = read_vocabulary()
         sources = [read_source(folder, vocabulary, unknown_likelihood.value) for folder in folders]
-        with _progress("reading", sum(len(s.records) for s in sources)) as advance:
+        with progress("reading", sum(len(s.records) for s in sources)) as advance:
             manifest = work.prepare(sources, out, _command(), advance)
         splits = ", ".join(f"{n} {name}" for name, n in manifest["splits"].items())
         typer.echo(f"{out}: {manifest['records']} records ({splits}), {len(manifest['skipped'])} left out, see {work.MANIFEST}")
@@ -172,7 +142,7 @@ def labels(
     Refuses, by name, labels whose embeddings lie above cosine 0.995, as a tokenizer gives that does not know the language.
     The card of the default model forbids medical use; read it before you ship what it made.
     """
-    with _plain_errors():
+    with plain_errors():
         from encoders.bank import TextModel
         from encoders.text import PACKAGED, TextTower
         from training.labels import build, captions_of
@@ -186,7 +156,7 @@ def labels(
         statements = select(read_vocabulary(), which)
         total = len(statements) + (len(captions_of(data, statements)) if data else 0)
         tower = TextTower(model, how.value)
-        with _progress("embedding", total) as advance:
+        with progress("embedding", total) as advance:
             info = build(tower, text, statements, out, data, _command(), advance)
         typer.echo(
             f"{out}: {len(info['ids'])} labels, {len(info['captions'])} captions, {model}, {how.value} pooling, {tongue.value}"
@@ -209,7 +179,7 @@ def train(
     threads: Annotated[int, typer.Option(help="CPU cores; 0 means all.")] = 0,
 ) -> None:
     """Fit the encoder on the training folds. SIGTERM saves and stops; config, seed and data alone decide the result."""
-    with _plain_errors():
+    with plain_errors():
         import torch
 
         from training import loop
@@ -219,7 +189,7 @@ def train(
             torch.set_num_threads(threads)
         settings = read_config(config or Path(__file__).with_name("configs") / "default.toml")
         records, bank, _ = _load(data, text, settings.labels, settings.train_folds)
-        with _progress("training", settings.epochs * (len(records) // settings.batch)) as advance:
+        with progress("training", settings.epochs * (len(records) // settings.batch)) as advance:
             done = 0
 
             def report(p: loop.Progress) -> None:
@@ -256,31 +226,17 @@ def evaluate(
 
     Labels with at least 10 positives and 10 negatives count; a label that the leads do not allow does not.
     """
-    with _plain_errors():
+    with plain_errors():
         from training import evaluate as work
         from training.scorers import open_scorer
 
         score, records, candidates = open_scorer(target, data, text, tuple(folds or (9,)), _run)
-        with _progress("scoring", len(records) * len(work.LEAD_SETS)) as advance:
+        with progress("scoring", len(records) * len(work.LEAD_SETS)) as advance:
             metrics = work.evaluate(score, records, candidates, advance=advance)
         if as_json:
             typer.echo(json.dumps(metrics, ensure_ascii=False))
         else:
-            _show(metrics)
-
-
-def _show(metrics: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=f"{metrics['records']} records")
-    for name in ("leads", "labels", "macro AUROC", "same labels, 12 leads", "macro AUPRC", "top-1", "top-5"):
-        table.add_column(name, justify="right")
-    for name, entry in metrics["lead_sets"].items():
-        values = [entry["macro_auroc"], entry.get("same_labels_12", {}).get("macro_auroc")]
-        values += [entry["macro_auprc"], entry["top1"], entry["top5"]]
-        table.add_row(name, str(entry["labels"]), *("-" if v is None else f"{v:.3f}" for v in values))
-    Console().print(table)
+            show_metrics(metrics)
 
 
 @app.command()
@@ -297,7 +253,7 @@ def export(
     Calibration and thresholds come from the config's calibration_folds, on which no weight was fitted. Fold 9 is scored once,
     for the card. The artifact is verified and opened as the worker does before the command says so.
     """
-    with _plain_errors():
+    with plain_errors():
         from training import export as work
         from training.data import DataSet
         from training.sources import VALIDATION_FOLD
@@ -326,7 +282,7 @@ def publish(
 
     The artifact is verified first; a bank that does not fit its encoder is refused and Redis is left as it was.
     """
-    with _plain_errors():
+    with plain_errors():
         from training.publish import publish as send
 
         typer.echo(f"active label bank: {send(redis, artifact)}")

@@ -1,0 +1,140 @@
+"""Batches: lead sets as serving would feed them, targets masked with them, the same bits for the same seed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from encoders.signal import LEADS, lead_bits
+from training.config import TrainConfig
+from training.data import LEAD_SET_BITS, DataError, DataSet, batches, effective_mask
+from training.vocabulary import Statement, select
+
+FULL = lead_bits(LEADS)
+LIMB = lead_bits(LEADS[:6])
+TRAIN = (1, 2, 3, 4, 5, 6, 7)
+
+
+@pytest.fixture
+def core(vocabulary: tuple[Statement, ...]) -> tuple[Statement, ...]:
+    return select(vocabulary, "core98")
+
+
+@pytest.fixture
+def data(prepared: Path, core: tuple[Statement, ...]) -> DataSet:
+    return DataSet(prepared, core, TRAIN)
+
+
+@pytest.mark.parametrize(
+    ("mask", "name", "unit", "expected"),
+    [
+        (FULL, "12", "mV", FULL),
+        (FULL, "I+II", "mV", LIMB),  # serving derives the other four
+        (FULL, "I+II", "NU", lead_bits(("I", "II"))),  # nothing is derived where the amplitude is lost
+        (FULL, "limb6", "NU", LIMB),
+        (FULL, "II+V1", "mV", lead_bits(("II", "V1"))),
+        (FULL, "II", "mV", lead_bits(("II",))),
+        (lead_bits(("I",)), "II+V1", "mV", lead_bits(("I",))),  # a record without the set keeps its own lead
+        (lead_bits(("I", "V1")), "II+V1", "mV", lead_bits(("V1",))),
+    ],
+)
+def test_effective_mask(mask: int, name: str, unit: str, expected: int) -> None:
+    assert effective_mask(mask, LEAD_SET_BITS[name], unit) == expected
+
+
+def test_targets_of_real_records(data: DataSet) -> None:
+    y, known = data.targets
+    ids = [s.id for s in data.labels]
+    assert not (y & ~known).any()
+    row = next(i for i, r in enumerate(data.index) if r["record"] == "ptbxl/1")
+    assert {ids[j] for j in np.flatnonzero(y[row])} == {"NORM", "SR", "LVOLT"}
+    assert known[row, ids.index("AFIB")]  # PTB-XL could have said it and did not
+    assert not known[row, ids.index("VF")]  # it has no code for it
+    assert not known[row, ids.index("LAD")]  # no heart axis given
+    challenge = [i for i, r in enumerate(data.index) if r["source"].startswith("challenge")]
+    assert not known[challenge, ids.index("NORM")].any()
+    assert data.positives().tolist() == y.sum(axis=0).tolist()
+
+
+def test_lead_sets_zero_the_signal_and_mask_the_targets(data: DataSet) -> None:
+    ids = [s.id for s in data.labels]
+    full, limb = next(data.plain("12", batch=8)), next(data.plain("I+II", batch=8))
+    assert full.x[:, 6:].any()
+    assert not limb.x[:, 6:].any()
+    np.testing.assert_array_equal(limb.x[:, :6], full.x[:, :6])
+    assert full.known[:, ids.index("NORM")].any()
+    assert not limb.known[:, ids.index("NORM")].any()  # never normal from fewer than 12 leads
+    np.testing.assert_array_equal(limb.known[:, ids.index("LAFB")], full.known[:, ids.index("LAFB")])
+    one = next(data.plain("I", batch=8))
+    assert not one.known[:, ids.index("LAFB")].any()
+    np.testing.assert_array_equal(one.known[:, ids.index("AFIB")], full.known[:, ids.index("AFIB")])
+
+
+def test_batches_repeat_by_seed_and_continue_in_the_middle(data: DataSet) -> None:
+    config = TrainConfig(epochs=4, finish_epochs=1, batch=16)
+    first, again = list(batches(data, config, 0)), list(batches(data, config, 0))
+    assert len(first) == len(data) // 16
+    for a, b in zip(first, again, strict=True):
+        np.testing.assert_array_equal(a.x, b.x)
+        np.testing.assert_array_equal(a.known, b.known)
+    rest = list(batches(data, config, 0, first=3))
+    assert len(rest) == len(first) - 3
+    np.testing.assert_array_equal(rest[0].x, first[3].x)
+    other = next(iter(batches(data, config, 1)))
+    assert not np.array_equal(other.rows, first[0].rows)
+    assert not np.array_equal(next(iter(batches(data, TrainConfig(batch=16, seed=2), 0))).x, first[0].x)
+    rows = np.concatenate([b.rows for b in first])
+    assert len(set(rows.tolist())) == len(rows)
+
+
+def test_crops_then_whole_windows(data: DataSet) -> None:
+    config = TrainConfig(epochs=2, finish_epochs=1, warmup_epochs=0.0, batch=16)
+    assert next(iter(batches(data, config, 0))).x.shape == (16, 12, 1250)
+    assert next(iter(batches(data, config, 1))).x.shape == (16, 12, 5000)
+
+
+def test_augmentation_changes_the_signal_a_little_and_can_be_off(data: DataSet) -> None:
+    rows = np.arange(8)
+    off = TrainConfig(noise=0.0, gain_jitter=0.0, lead_sets=("12",), full_share=1.0, crop_s=10.0)
+    plain = data.draw(rows, off, True, np.random.default_rng(0)).x
+    np.testing.assert_array_equal(plain, data.windows(rows))
+    on = TrainConfig(lead_sets=("12",), full_share=1.0)
+    noisy = data.draw(rows, on, True, np.random.default_rng(0)).x
+    assert not np.array_equal(noisy, plain)
+    assert np.corrcoef(noisy[0, 1], plain[0, 1])[0, 1] > 0.95
+
+
+def test_all_lead_sets_are_drawn(data: DataSet) -> None:
+    config = TrainConfig(noise=0.0, gain_jitter=0.0)
+    rows = np.zeros(400, dtype=np.int64)
+    x = data.draw(rows, config, False, np.random.default_rng(0)).x
+    masks = {int(m) for m in (np.abs(x).sum(axis=2) > 0) @ (1 << np.arange(12))}
+    assert masks == {effective_mask(FULL, bits, "mV") for bits in LEAD_SET_BITS.values()}
+    share = np.mean([(np.abs(one).sum(axis=1) > 0).all() for one in x])
+    assert share == pytest.approx(0.5, abs=0.08)
+
+
+def test_stating_keeps_records_with_a_label(data: DataSet) -> None:
+    kept = data.stating()
+    assert len(kept) == int(data.targets[0].any(axis=1).sum())
+    assert kept.targets[0].any(axis=1).all()
+
+
+def test_damaged_or_foreign_data_are_refused(prepared: Path, core: tuple[Statement, ...], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file; make the data set with"):
+        DataSet(tmp_path, core, TRAIN)
+    copy = Path(shutil.copytree(prepared, tmp_path / "copy"))
+    with pytest.raises(DataError, match="no record in folds 10"):
+        DataSet(copy, core, (10,))
+    shard = copy / "shard-00001.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(DataError, match=r"shard-00001\.safetensors: \d+ bytes expected, found \d+"):
+        DataSet(copy, core, TRAIN)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps({**manifest, "preprocess": "0"}))
+    with pytest.raises(DataError, match="prepared by preprocess version 0"):
+        DataSet(copy, core, TRAIN)

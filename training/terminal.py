@@ -1,0 +1,57 @@
+"""What the command line prints: one-line errors, progress bars, the table of metrics. Imports rich only when it draws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+
+__all__ = ["plain_errors", "progress", "show_metrics"]
+
+OURS = ("training", "encoders")
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Errors that name their remedy are shown as one line, exit code 2; anything else is a bug and keeps its traceback."""
+    try:
+        yield
+    except (ValueError, OSError, FloatingPointError) as error:
+        if type(error).__module__.split(".")[0] not in ("training", "encoders") and not isinstance(
+            error, OSError | FloatingPointError
+        ):
+            raise
+        typer.secho(f"ecg-train: {error}", fg=typer.colors.RED, err=True)
+        raise typer.Exit(2) from None
+
+
+@contextmanager
+def progress(title: str, total: int) -> Iterator[Callable[..., None]]:
+    """A progress bar on stderr. Yields advance(n=1, note="")."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(title, total=total)
+
+        def advance(n: int = 1, note: str = "") -> None:
+            bar.update(task, advance=n, description=f"{title} {note}".strip())
+
+        yield advance
+
+
+def show_metrics(metrics: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{metrics['records']} records")
+    for name in ("leads", "labels", "macro AUROC", "same labels, 12 leads", "macro AUPRC", "top-1", "top-5"):
+        table.add_column(name, justify="right")
+    for name, entry in metrics["lead_sets"].items():
+        values = [entry["macro_auroc"], entry.get("same_labels_12", {}).get("macro_auroc")]
+        values += [entry["macro_auprc"], entry["top1"], entry["top5"]]
+        table.add_row(name, str(entry["labels"]), *("-" if v is None else f"{v:.3f}" for v in values))
+    Console().print(table)
