@@ -59,7 +59,8 @@ class TextTower:
         from transformers import AutoModel, AutoTokenizer
         from transformers.utils import logging
 
-        logging.disable_progress_bar()  # ours counts sentences
+        quiet: Any = logging.disable_progress_bar  # ours counts sentences
+        quiet()
         where = locate(model)
         try:
             tokenizer: Any = AutoTokenizer.from_pretrained(where)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 
@@ -18,13 +18,20 @@ def plain_errors() -> Iterator[None]:
     """Errors that name their remedy are shown as one line, exit code 2; anything else is a bug and keeps its traceback."""
     try:
         yield
-    except (ValueError, OSError, FloatingPointError) as error:
-        if type(error).__module__.split(".")[0] not in ("training", "encoders") and not isinstance(
-            error, OSError | FloatingPointError
-        ):
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] in OURS:
             raise
-        typer.secho(f"ecg-train: {error}", fg=typer.colors.RED, err=True)
-        raise typer.Exit(2) from None
+        _say(f"{error.name} is not installed; pip install 'ecg-stream-worker[train]'")
+    except (ValueError, OSError, FloatingPointError) as error:
+        ours = type(error).__module__.split(".")[0] in OURS
+        if not ours and not isinstance(error, OSError | FloatingPointError):
+            raise
+        _say(str(error))
+
+
+def _say(problem: str) -> NoReturn:
+    typer.secho(f"ecg-train: {problem}", fg=typer.colors.RED, err=True)
+    raise typer.Exit(2) from None
 
 
 @contextmanager
@@ -44,6 +51,7 @@ def progress(title: str, total: int) -> Iterator[Callable[..., None]]:
 
 
 def show_metrics(metrics: dict[str, Any]) -> None:
+    """The means by lead set, as a table on stdout."""
     from rich.console import Console
     from rich.table import Table
 

@@ -141,6 +141,13 @@ def test_errors_are_one_line_with_the_remedy(tmp_path: Path) -> None:
     assert "neither ptbxl_database.csv" in run("prepare", tmp_path, "--out", tmp_path / "out", code=2).stderr
 
 
+def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "training.loop", raising=False)
+    refused = run("train", "--data", tmp_path, "--text", tmp_path, "--out", tmp_path / "run", code=2)
+    assert "ecg-stream-worker[train]" in refused.stderr
+
+
 def test_help_is_quick_and_imports_nothing_heavy() -> None:
     code = (
         "import sys; import training.__main__ as m; from typer.main import get_command; get_command(m.app); "
