@@ -44,6 +44,18 @@ def test_the_findings_of_these_tests_are_findings() -> None:
         validator.validate(one)
 
 
+def test_every_alert_is_one_by_its_schema() -> None:
+    policy = Policy(rules={"urgent": Rule(1, 1)}, offset=1, update_ms=20_000)
+    course = [af(0, 0.9), af(1, 0.9), af(2, 0.9), finding(3, []), af(20, 0.7), finding(21, kind="closed", closed="idle")]
+    _, alerts = play(course, policy)
+    assert kinds(alerts) == ["onset", "update", "offset:below", "onset", "offset:blind"]
+    validator = Draft202012Validator(schema("alert"))
+    for alert in alerts:
+        validator.validate(alert)
+    assert not validator.is_valid({**alerts[0], "reason": "below"})
+    assert not validator.is_valid({**alerts[2], "reason": None})
+
+
 def test_one_window_is_not_an_episode_and_two_of_three_are() -> None:
     assert play([af(0, 0.9), af(1, 0.1), af(2, 0.1), af(3, 0.9), af(4, 0.1)])[1] == []
     _, (onset,) = play([af(0, 0.9), af(1, 0.1), af(2, 0.8)])

@@ -1,0 +1,198 @@
+"""The alert stage: a Faust application that reads findings, keeps the episodes of each stream in a table and publishes alerts.
+
+The decision is in `episodes`; this module wires it to Kafka. Alerts of a finding are acknowledged before its episodes are
+stored, so a crash in between repeats alerts with the same ids and never loses one.
+
+Faust reads aborted messages unless its own exactly-once mode is on (which doubles messages when a worker dies): the transport
+here reads committed ones only, without that mode.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import faust
+import jsonschema
+import structlog
+from faust.transport.drivers import aiokafka as driver
+from jsonschema import Draft202012Validator
+
+from stream_worker.episodes import Policy, StreamState, step
+from stream_worker.errors import BadInput, ConfigError
+from stream_worker.settings import Settings
+from stream_worker.wire import parse_finding, schema, to_json
+
+__all__ = ["build_app", "run"]
+
+log = structlog.get_logger(__name__)
+
+_FETCH_WAIT_MS = 100
+
+
+class _ReadCommittedThread(driver.AIOKafkaConsumerThread):
+    """Faust's consumer, told before it starts what Faust has no setting for."""
+
+    def _create_worker_consumer(self, transport: Any) -> Any:
+        consumer = super()._create_worker_consumer(transport)
+        for attribute, value in (("_isolation_level", "read_committed"), ("_fetch_max_wait_ms", _FETCH_WAIT_MS)):
+            if not hasattr(consumer, attribute):
+                raise ConfigError(f"this version of aiokafka keeps no {attribute}: alerts would be made of aborted findings")
+            setattr(consumer, attribute, value)
+        return consumer
+
+
+class _ReadCommittedConsumer(driver.Consumer):
+    def _new_consumer_thread(self) -> Any:
+        return _ReadCommittedThread(self, loop=self.loop, beacon=self.beacon)
+
+
+class _ReadCommittedTransport(driver.Transport):
+    Consumer = _ReadCommittedConsumer
+
+
+class _AlertsApp(faust.App):
+    def _new_transport(self) -> Any:
+        return _ReadCommittedTransport(self.conf.broker_consumer, self)
+
+
+def build_app(
+    settings: Settings,
+    *,
+    partitions: int,
+    folder: Path,
+    replication: int = 1,
+    web_port: int | None = None,
+    policy: Policy | None = None,
+) -> faust.App:
+    """The application over `partitions` partitions of findings (the table and the alerts have as many).
+
+    `folder`: where Faust makes its directories (they stay empty); `replication`: copies of the table's changelog;
+    `web_port`: Faust's own pages about itself, off by default.
+    Without a committed offset it starts where `settings.start` says (a time counts as latest: old alerts page nobody).
+    """
+    app = _AlertsApp(
+        f"{settings.group}-alerts",
+        broker=[f"kafka://{server.strip()}" for server in settings.kafka.split(",")],
+        broker_credentials=_credentials(settings),
+        store="memory://",
+        datadir=folder,
+        autodiscover=False,
+        processing_guarantee="at_least_once",
+        topic_partitions=partitions,
+        topic_replication_factor=replication,
+        topic_disable_leader=True,
+        table_standby_replicas=0,
+        consumer_auto_offset_reset="earliest" if settings.start == "earliest" else "latest",
+        consumer_max_fetch_size=4 << 20,
+        producer_acks=-1,
+        producer_linger=0.005,
+        producer_max_batch_size=1 << 20,
+        broker_commit_interval=1.0,
+        broker_session_timeout=10.0,
+        broker_heartbeat_interval=3.0,
+        stream_wait_empty=False,
+        web_enabled=web_port is not None,
+        web_port=web_port or 6066,
+    )
+    raw: dict[str, Any] = {"key_type": bytes, "value_type": bytes, "key_serializer": "raw", "value_serializer": "raw"}
+    findings = app.topic(settings.findings_topic, partitions=partitions, **raw)
+    alerts = app.topic(settings.alerts_topic, partitions=partitions, **raw)
+    # One row a stream, not one a label: a finding speaks of all labels at once, and costs one write of the changelog.
+    # Keys and rows are plain JSON: with value_type=dict Faust's recovery fails on every row, and then waits for ever.
+    episodes = app.Table("episodes", partitions=partitions)
+    limits = policy or Policy()
+
+    async def watch(events: Any) -> None:
+        async for event in events.events():
+            where = f"{event.message.topic}[{event.message.partition}]@{event.message.offset}"
+            try:
+                finding = parse_finding(event.value or b"")
+                state, raised = _decide(episodes, finding, limits)
+            except BadInput as error:
+                log.warning("not a finding", where=where, reason=str(error))
+                continue
+            key = finding["stream"].encode()
+            for alert in raised:
+                sent = await alerts.send(
+                    key=key, value=to_json(alert), partition=event.message.partition, headers=_headers(alert)
+                )
+                await sent
+                log.info("alert", kind=alert["kind"], label=alert["label"]["id"], alert=alert["id"], where=where)
+            episodes[finding["stream"]] = state
+
+    app.agent(findings, name="watch")(watch)
+    return app
+
+
+def _decide(episodes: Any, finding: dict[str, Any], policy: Policy) -> tuple[StreamState, list[dict[str, Any]]]:
+    """One step of the finding's stream. Raises BadInput when the step fails on something that is no finding by its schema."""
+    try:
+        return step(episodes.get(finding["stream"]), finding, policy)
+    except (KeyError, TypeError, AttributeError, ValueError):
+        error = jsonschema.exceptions.best_match(Draft202012Validator(schema("finding")).iter_errors(finding))
+        if error is None:
+            raise  # a finding as it should be: the defect is ours
+        raise BadInput("finding", f"against its schema at {error.json_path}") from None
+
+
+def run(settings: Settings, web_port: int | None = None) -> None:
+    """Run the stage until a signal. Raises ConfigError when the topics are missing, BrokerUnavailable without a broker."""
+    found = asyncio.run(_describe(settings))
+    for name in (settings.findings_topic, settings.alerts_topic):
+        if name not in found:
+            raise ConfigError(f"topic {name} does not exist: ecg-worker topics --apply")
+    findings, alerts = found[settings.findings_topic], found[settings.alerts_topic]
+    if alerts.partitions < findings.partitions:
+        raise ConfigError(
+            f"topic {alerts.name} has {alerts.partitions} partitions, fewer than the {findings.partitions} of {findings.name}: "
+            f"kafka-topics.sh --bootstrap-server HOST --alter --topic {alerts.name} --partitions {findings.partitions}"
+        )
+    with tempfile.TemporaryDirectory(prefix="ecg-alerts-") as folder:
+        app = build_app(
+            settings, partitions=findings.partitions, folder=Path(folder), replication=findings.replication, web_port=web_port
+        )
+        faust.Worker(app, override_logging=False, redirect_stdouts=False, quiet=True).execute_from_commandline()
+
+
+async def _describe(settings: Settings) -> Mapping[str, Any]:
+    from stream_worker.broker import describe_topics
+    from stream_worker.kafka_security import security
+
+    password = settings.kafka_password.get_secret_value() if settings.kafka_password else None
+    given = security(
+        settings.kafka_security, settings.kafka_sasl_mechanism, settings.kafka_username, password, settings.kafka_ca_file
+    )
+    return await describe_topics(settings.kafka, [settings.findings_topic, settings.alerts_topic], given)
+
+
+def _credentials(settings: Settings) -> Any:
+    if settings.kafka_security == "PLAINTEXT":
+        return None
+    context = None
+    if settings.kafka_security in ("SSL", "SASL_SSL"):
+        context = ssl.create_default_context(cafile=settings.kafka_ca_file)
+    if settings.kafka_security == "SSL":
+        return faust.SSLCredentials(context)
+    return faust.SASLCredentials(
+        mechanism=settings.kafka_sasl_mechanism,
+        username=settings.kafka_username,
+        password=settings.kafka_password.get_secret_value() if settings.kafka_password else None,
+        ssl_context=context,
+    )
+
+
+def _headers(alert: Mapping[str, Any]) -> dict[str, bytes]:
+    """CloudEvents in binary mode."""
+    return {
+        "ce_specversion": b"1.0",
+        "ce_type": f"ecg.alert.{alert['kind']}.v1".encode(),
+        "ce_source": b"/ecg-worker/alerts",
+        "ce_id": alert["id"].encode(),
+        "ce_time": alert["time"].encode(),
+        "content-type": b"application/json",
+    }
