@@ -69,7 +69,7 @@ class Scorer:
 
     def with_bank(self, bank: LabelBank) -> Scorer:
         """A scorer with the same encoder and options."""
-        return Scorer(self.encoder, bank, self.options)
+        return type(self)(self.encoder, bank, self.options)
 
     def prepare(self, window: Window) -> Ready:
         """The first half of the work for one window; threads may run it."""

@@ -1,0 +1,127 @@
+"""The whole worker through a real Kafka against a bare aiokafka `getmany` loop over the same records, in chunks/s."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+import uuid
+from typing import Any
+
+import numpy as np
+from aiokafka import AIOKafkaConsumer
+from numpy.typing import NDArray
+
+from deploy.local import LocalServices
+from encoders.preprocess import Prepared
+from encoders.quality import Quality
+from stream_worker import topics
+from stream_worker.broker import KafkaBroker
+from stream_worker.clients import DeviceProducer
+from stream_worker.labels import FixedBank
+from stream_worker.pipeline import Pipeline
+from stream_worker.records import Window
+from stream_worker.score import Scorer
+from stream_worker.settings import Settings
+from stream_worker.telemetry import Metrics
+from tests.benchmarks.windower import messages
+from tests.support import ProjectionEncoder, bank
+
+PARTITIONS, REPEAT = 4, 4  # 100 streams x 30 s, four times with other stream ids
+
+
+class NullEncoder(ProjectionEncoder):
+    """Costs nothing: the same embedding for every window."""
+
+    def encode(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        out = np.zeros((len(x), self.dim), dtype=np.float32)
+        out[:, 0] = 1.0
+        return out
+
+
+class NullScorer(Scorer):
+    """No preprocessing either: what is left is the way of the data, from Kafka to Kafka."""
+
+    _ready = (Prepared(np.zeros((12, 5000), dtype=np.float32), 4095, 0, 5000, None), Quality({}, 4095, None, False, "mV"))
+
+    def prepare(self, window: Window) -> Any:
+        return self._ready
+
+
+def measure() -> dict[str, float]:
+    """worker_vs_getmany: null encoder, preprocessing skipped. worker_with_preprocessing_vs_getmany: only the encoder is null."""
+    with LocalServices() as services:
+        return asyncio.run(_measure(services.kafka))
+
+
+async def _measure(kafka: str) -> dict[str, float]:
+    mark = uuid.uuid4().hex[:8]
+    settings = Settings(
+        kafka=kafka, chunks_topic=f"chunks-{mark}", findings_topic=f"findings-{mark}", dead_letters_topic=f"dead-{mark}",
+        alerts_topic=f"alerts-{mark}", start="earliest", _env_file=None,
+    )  # fmt: skip
+    await topics.apply(settings, {}, PARTITIONS, 1)
+    log = messages()
+    async with DeviceProducer(kafka, {}) as producer:
+        from stream_worker.proto.ecg_chunk_pb2 import Chunk
+
+        for again in range(REPEAT):
+            for at in range(0, len(log), 500):
+                batch = []
+                for key, value in log[at : at + 500]:
+                    chunk = Chunk.FromString(value)
+                    chunk.stream_id += f"-{again}"
+                    batch.append((key + f"-{again}".encode(), chunk.SerializeToString()))
+                await producer.send(settings.chunks_topic, batch)
+    total, ratios = len(log) * REPEAT, dict[str, list[float]]()
+    await _bare(settings, total)
+    for _ in range(5):
+        reference = await _bare(settings, total)
+        for name, kind in (("worker_vs_getmany", NullScorer), ("worker_with_preprocessing_vs_getmany", Scorer)):
+            ratios.setdefault(name, []).append(await _worker(settings, total, kind) / reference)
+    return {name: statistics.median(values) for name, values in ratios.items()}
+
+
+async def _bare(settings: Settings, total: int) -> float:
+    """Chunks/s of a loop that only counts."""
+    consumer = AIOKafkaConsumer(
+        settings.chunks_topic, bootstrap_servers=settings.kafka, group_id=None, auto_offset_reset="earliest",
+        max_partition_fetch_bytes=2 << 20, isolation_level="read_committed",
+    )  # fmt: skip
+    await consumer.start()
+    try:
+        seen = first = 0
+        began = time.perf_counter()
+        while seen < total:
+            for records in (await consumer.getmany(timeout_ms=200, max_records=2000)).values():
+                seen += len(records)
+            if not first and seen:
+                first, began = seen, time.perf_counter()
+        return (total - first) / (time.perf_counter() - began)
+    finally:
+        await consumer.stop()
+
+
+async def _worker(settings: Settings, total: int, kind: type[Scorer]) -> float:
+    """Chunks/s from the first records read to the last finding acknowledged."""
+    encoder = NullEncoder()
+    labels, metrics = FixedBank(bank(encoder)), Metrics()
+    broker = KafkaBroker(
+        bootstrap=settings.kafka, group=uuid.uuid4().hex, chunks=settings.chunks_topic, findings=settings.findings_topic
+    )
+    pipeline = Pipeline(broker, lambda: kind(encoder, bank(encoder)), settings, metrics, labels)
+    task = asyncio.create_task(pipeline.run())
+
+    def count() -> float:
+        return metrics.registry.get_sample_value("ecg_chunks_total") or 0.0
+
+    while not count():
+        await asyncio.sleep(0.002)
+    first, began = count(), time.perf_counter()
+    while count() < total or any(part.in_flight for part in pipeline.parts.values()):
+        assert not task.done(), task
+        await asyncio.sleep(0.005)
+    rate = (total - first) / (time.perf_counter() - began)
+    pipeline.stop()
+    await task
+    return rate

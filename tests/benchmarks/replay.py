@@ -1,0 +1,69 @@
+"""`replay` of a 30-minute two-lead recording against the bare session on the same arrays, both encoder forms."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from encoders.artifact import Artifact
+from encoders.bank import LabelBank
+from encoders.base import Encoder
+from encoders.recordings import read_recording
+from stream_worker.records import Window
+from stream_worker.replay import findings, windows
+from stream_worker.score import Scorer
+from stream_worker.settings import load_settings
+from stream_worker.window import Rules
+from tests.benchmarks.timing import ratio
+
+SHARED = Path(os.environ.get("ECG_SHARED", Path(__file__).resolve().parents[3] / "shared"))
+
+
+def measure() -> dict[str, float]:
+    """Windows/s of replay over the bare session's, default and paper-exact encoder. Empty without recordings."""
+    record = SHARED / "ecg" / "long" / "mitdb" / "100"
+    if not record.with_suffix(".hea").exists():
+        return {}
+    recording = read_recording(record)
+    model = Artifact.load(load_settings().artifact_dir())
+    out = {}
+    with model.open() as encoder:
+        out["replay_default_encoder"] = against_bare(recording, encoder, model.bank())
+    with paper_encoder() as encoder:
+        bank = model.bank()
+        out["replay_paper_encoder"] = against_bare(
+            recording, encoder, LabelBank(bank.labels, bank.matrix, bank.scale, encoder.digest, bank.text), rounds=3
+        )
+    return out
+
+
+def against_bare(recording: object, encoder: Encoder, bank: LabelBank, rounds: int = 5) -> float:
+    scorer = Scorer(encoder, bank)
+    events = list(windows(recording, "100", "1", Rules()))  # type: ignore[arg-type]
+    arrays = np.stack([scorer.prepare(e)[0].x for e in events if isinstance(e, Window)])
+
+    def replayed() -> None:
+        assert len(list(findings(windows(recording, "100", "1", Rules()), scorer, 32))) == 181  # type: ignore[arg-type]
+
+    def bare() -> None:
+        for at in range(0, len(arrays), 32):
+            encoder.encode(arrays[at : at + 32])
+
+    return 1 / ratio(replayed, bare, rounds)
+
+
+def paper_encoder() -> Encoder:
+    """The paper-exact form with random weights (speed does not depend on them), exported as the artifact's encoder is."""
+    import hashlib
+    import tempfile
+
+    from encoders.model import EcgEncoder, EncoderConfig
+    from encoders.onnx_backend import OnnxEncoder
+    from training.onnx_graph import encoder_graph
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "encoder.onnx"
+        path.write_bytes(encoder_graph(EcgEncoder(EncoderConfig(form="plain"))))
+        return OnnxEncoder(path, hashlib.sha256(path.read_bytes()).hexdigest())
