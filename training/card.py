@@ -33,22 +33,22 @@ def model_card(info: ModelInfo, bank: LabelBank, metrics: dict[str, Any], comman
 def _head(info: ModelInfo, bank: LabelBank, metrics: dict[str, Any]) -> str:
     text = bank.text
     language = "English" if text.language == "en" else "Japanese"
-    note = f" {text.note}." if text.note else ""
+    note = f"That is {text.note}.\n" if text.note else ""
     return f"""# Model card: {info.architecture} ({info.form}) with a label bank of {len(bank.labels)} statements
 
 **Decision support and research software. Not a medical device, not a monitor: its output is no diagnosis.**
 
 Takes a 10 s ECG window, {info.input_shape[0]} leads at {info.fs} Hz after this project's preprocessing, gives a unit vector
 of {info.dim} numbers; its cosine with each row of the label bank becomes a calibrated probability.
-{info.parameters / 1e6:.2f} M parameters, {info.multiply_adds / 1e6:.0f} M multiply-adds a
-window, receptive field {info.receptive_field_s:.2f} s.
+{info.parameters / 1e6:.2f} M parameters, {info.multiply_adds / 1e6:.0f} M multiply-adds a window; one feature
+sees {info.receptive_field_s:.2f} s before the mean over time.
 
 **Intended use.** Research, and triage hints to trained readers who see the signal themselves. Not for unattended alarms.
 
-**Label sentences** were embedded by `{text.model}` ({text.pooling} pooling, {language} names, "{text.prompt}"), frozen.{note}
-Names, Japanese and English, come from labels.csv; a Japanese cardiologist has to review the terms before clinical use.
-The card of EQUES/MedLLama3-JP-v2, this package's default language model, forbids medical use:
-whoever trains with it is bound by that."""
+**Label sentences** were embedded by `{text.model}` ({text.pooling} pooling, {language} names, "{text.prompt}"), frozen.
+{note}Names, Japanese and English, come from labels.csv; a Japanese cardiologist has to review the
+terms before clinical use. The card of EQUES/MedLLama3-JP-v2, this package's default language model,
+forbids medical use: whoever trains with it is bound by that."""
 
 
 def _data(metrics: dict[str, Any]) -> str:
@@ -61,7 +61,7 @@ def _data(metrics: dict[str, Any]) -> str:
 {rows}
 
 Weights: folds {_list(folds["train"])} ({metrics["train_records"]} records). Calibration and thresholds:
-folds {_list(folds["calibration"])} ({metrics["calibration_records"]} records), patients disjoint.
+fold {_list(folds["calibration"])} ({metrics["calibration_records"]} records), patients disjoint.
 A label that a source does not annotate is unknown there, not negative."""
 
 
@@ -93,7 +93,7 @@ def _results(bank: LabelBank, metrics: dict[str, Any]) -> str:
     ]
     return f"""## Results
 
-Folds {_list(report["folds"])} ({report["records"]} records), never used for training, selection or calibration.
+Fold {_list(report["folds"])} ({report["records"]} records), never used for training, selection or calibration.
 Labels with at least 10 positives and 10 negatives there; a label that the leads do not allow does not count.
 
 | leads | labels | macro AUROC | the same labels from 12 leads | macro AUPRC | top-1 | top-5 |
@@ -114,11 +114,11 @@ def _limits(bank: LabelBank, metrics: dict[str, Any]) -> str:
     return f"""## Limits
 
 - {metrics["trained_labels"]} of {len(bank.labels)} labels have at least 10 training positives and a probability;
-  {len(unsupported)} are `unsupported`: they have names and rows but no evidence, and no probability is given. {said}:
-  silence about such a label says nothing.
+  {len(unsupported)} are `unsupported`: they have names and rows but no evidence, and no probability is given.
+  {said}: silence about such a label says nothing.
 - A few thousand records, mostly from one country and one archive; probabilities hold at the prevalence of these data.
-- Most folds hold few positives of rare labels: their calibration is held near the pooled one, and no threshold is given below
-  5 held-out positives. Intervals are wide; the tables above give single figures of one seed.
+- The calibration fold holds few positives of most labels: their calibration is held near the pooled one, and below 5 held-out
+  positives no threshold is given. The tables give single figures of one seed on few records; intervals are wide.
 - Ischaemia, infarction and voltage statements need all 12 leads. Normality is not stated from fewer than 12 leads.
 
 Unsupported: {", ".join(unsupported) or "none"}."""
