@@ -35,6 +35,7 @@ __all__ = ["Deadline", "Pipeline"]
 log = structlog.get_logger(__name__)
 POLL_MS = 200
 POLL_RECORDS = 2000
+SLICE = 64  # records cut at a stretch; between two stretches the event loop reads its sockets
 IDLE_AT_END_S = 35.0  # longer than the idle time of the log plus its clock's jitter
 STALLED_S = 60.0  # a stage without a beat for this long is not alive
 
@@ -250,9 +251,10 @@ class Pipeline:
                 continue
             for number, records in polled.items():
                 part = self.parts.get(number)
-                if part is not None and part.ready:
-                    self._take(part, records)
-                    await asyncio.sleep(0)
+                for at in range(0, len(records), SLICE):
+                    if part is not None and part.ready:  # it may be revoked between two slices
+                        self._take(part, records[at : at + SLICE])
+                        await asyncio.sleep(0)
             self._watch_ends(polled.keys())
             self._watch_outage()
 

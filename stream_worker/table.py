@@ -13,8 +13,8 @@ NOTICE = "Decision support and research software. Not a medical device, not a mo
 COLOURS = {"critical": "bold red", "urgent": "red", "routine_new_urgent": "yellow", "routine": "yellow", "normal": "green"}
 
 
-def _labels(body: dict[str, Any], limit: int = 2) -> Text:
-    """The most probable labels in Japanese and English; those above their threshold in the colour of their urgency."""
+def _labels(body: dict[str, Any], separator: str = ", ", limit: int = 2) -> Text:
+    """The most probable labels in Japanese and English; those above their threshold with a dot, in their urgency's colour."""
     if body["kind"] == "unscorable":
         return Text(f"unscorable: {body['reason']}", style="dim")
     if body["kind"] == "closed":
@@ -23,7 +23,8 @@ def _labels(body: dict[str, Any], limit: int = 2) -> Text:
     text = Text()
     for i, label in enumerate(shown[:limit]):
         style = COLOURS.get(label["urgency"], "") if label["positive"] else "dim"
-        text.append(f"{', ' if i else ''}{label['name_ja']} {label['name_en']} ", style=style)
+        dot = "● " if label["positive"] else "  "
+        text.append(f"{separator if i else ''}{dot}{label['name_ja']} {label['name_en']} ", style=style)
         text.append(f"{label['probability']:.2f}", style="bold" if label["positive"] else "dim")
     return text if shown else Text("no label can be assessed from these leads", style="dim")
 
@@ -56,7 +57,7 @@ class FindingsTable:
 
     def __rich__(self) -> Table:
         table = Table(title=f"{self.title}  ({self.count} findings)", caption=NOTICE, expand=True)
-        for name in ("stream", "at", "signal", "bpm", "labels (probability; coloured: above threshold)"):
+        for name in ("stream", "at", "signal", "bpm", "labels and probabilities (● above threshold)"):
             table.add_column(name, no_wrap=name != "signal", ratio=1 if name.startswith("labels") else None)
         for stream, body in sorted(self._rows.items()):
             rate = body.get("quality", {}).get("heart_rate")
@@ -66,6 +67,6 @@ class FindingsTable:
                 f"{body['first_sample'] * 1000 // fs} s",
                 f"{_leads(body)} {fs / 1000:g} Hz",
                 "--" if rate is None else str(round(rate)),
-                _labels(body),
+                _labels(body, separator="\n"),
             )
         return table

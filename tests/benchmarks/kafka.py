@@ -49,7 +49,7 @@ class NullScorer(Scorer):
 
 
 def measure() -> dict[str, float]:
-    """worker_vs_getmany: null encoder, preprocessing skipped. worker_with_preprocessing_vs_getmany: only the encoder is null."""
+    """worker_vs_getmany: null scorer. worker_with_preprocessing_vs_getmany: only the encoder is null."""
     with LocalServices() as services:
         return asyncio.run(_measure(services.kafka))
 

@@ -21,7 +21,9 @@ L = layout(leads=LEADS)
 def messages() -> list[tuple[bytes, bytes]]:
     x = signal(L, 500)
     return [
-        (f"s{s}".encode(), encode_chunk(f"s{s}", "1", 0, L, second * 500, x)) for second in range(SECONDS) for s in range(STREAMS)
+        (f"s{s}".encode(), encode_chunk(f"s{s}", "1", 0, L, second * 500, x))
+        for second in range(SECONDS)
+        for s in range(STREAMS)
     ]
 
 

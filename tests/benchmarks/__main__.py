@@ -1,0 +1,44 @@
+"""`make bench`: every figure with its target, as a table and as one JSON line at the end. Names as arguments choose some."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+
+from rich.console import Console
+from rich.table import Table
+
+TARGETS: dict[str, tuple[str, float, str]] = {
+    "windower_vs_scatter": ("<=", 3.0, "Protobuf to closed window: time over parse + one scatter"),
+    "memory_per_run": ("<=", 1.3, "bytes of an open run, less 4 kB, over the int16 bytes of 12 s"),
+    "preprocess_250hz_vs_scipy": ("<=", 0.25, "preprocess from 250 Hz: time over resample_poly + sosfiltfilt"),
+    "preprocess_360hz_vs_scipy": ("<=", 0.25, "preprocess from 360 Hz: the same"),
+    "replay_paper_encoder": (">=", 0.85, "replay of 30 minutes: windows/s over the bare session's, paper-exact encoder"),
+    "replay_default_encoder": (">=", 0.50, "the same with the default encoder"),
+    "worker_vs_getmany": (">=", 0.50, "whole worker through Kafka, null scorer: chunks/s over a bare getmany loop"),
+    "worker_with_preprocessing_vs_getmany": ("", 0.0, "the same with preprocessing and quality, only the encoder null"),
+    "base_install_mb": ("<=", 320.0, "base install, MB"),
+    "help_s": ("<=", 0.5, "ecg-worker --help, s"),
+}
+MODULES = ("windower", "preprocess", "replay", "kafka", "install")
+
+
+def main() -> None:
+    console, found = Console(stderr=True), dict[str, float]()
+    for name in sys.argv[1:] or MODULES:
+        with console.status(f"measuring {name}"):
+            found |= importlib.import_module(f"tests.benchmarks.{name}").measure()
+    table = Table("figure", "measured", "target", "")
+    for name, value in found.items():
+        sign, target, text = TARGETS[name]
+        good = not sign or (value <= target if sign == "<=" else value >= target)
+        table.add_row(
+            text, f"{value:.3g}", f"{sign} {target:g}" if sign else "", "" if not sign else "ok" if good else "missed"
+        )
+    Console().print(table)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
