@@ -256,6 +256,7 @@ def export(
     with plain_errors():
         from training import export as work
         from training.data import DataSet
+        from training.evaluate import LEAD_SETS
         from training.sources import VALIDATION_FOLD
 
         trained, records, bank = _run(run, data, text)
@@ -266,7 +267,10 @@ def export(
         held_out = DataSet(data, records.labels, trained.model.config.calibration_folds)
         report = DataSet(data, records.labels, (VALIDATION_FOLD,))
         commands = [records.manifest["command"], bank.command, trained.state["command"], _command()]
-        made = work.export(trained.model, records, held_out, report, bank, out, "\n".join(commands), fp32, safetensors)
+        with progress("scoring", len(held_out) + len(LEAD_SETS) * len(report)) as advance:
+            made = work.export(
+                trained.model, records, held_out, report, bank, out, "\n".join(commands), fp32, safetensors, advance
+            )
         size = sum(path.stat().st_size for path in made.iterdir())
         typer.echo(f"{made}: {size / 1e6:.2f} MB, verified and opened")
 

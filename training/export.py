@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -50,7 +50,14 @@ class ExportError(ValueError):
     """The run cannot become an artifact; the text gives both values."""
 
 
-def build_bank(model: Trainee, train: DataSet, held_out: DataSet, text: TextBank, encoder_digest: str) -> LabelBank:
+def build_bank(
+    model: Trainee,
+    train: DataSet,
+    held_out: DataSet,
+    text: TextBank,
+    encoder_digest: str,
+    advance: Callable[[int], None] = lambda n: None,
+) -> LabelBank:
     """Rows, biases and tiers of a run with calibration and thresholds from `held_out`, folds that no weight was fitted on."""
     if crossing := {r["patient"] for r in train.index} & {r["patient"] for r in held_out.index}:
         raise ExportError(
@@ -58,7 +65,7 @@ def build_bank(model: Trainee, train: DataSet, held_out: DataSet, text: TextBank
         )
     positives = train.positives()
     trained = (positives >= MIN_POSITIVES) & model.active.numpy()
-    logits, y, known = predict(model_scorer(model), held_out)
+    logits, y, known = predict(model_scorer(model), held_out, advance=advance)
     platt = fit_platt_all(logits, y, known, trained)
     bias = model.bias.detach().numpy()
     labels = []
@@ -95,10 +102,11 @@ def export(
     command: str = "",
     fp32: bool = False,
     safetensors: bool = False,
+    advance: Callable[[int], None] = lambda n: None,
 ) -> Path:
     """Write the artifact under `out` -> its directory. report: the folds for reporting, scored once, here; None: no metrics.
 
-    Raises ExportError, ArtifactError.
+    advance is told how many records were scored, of held_out once and of report by lead set. Raises ExportError, ArtifactError.
     """
     out.mkdir(parents=True, exist_ok=True)
     part = out / ".part"
@@ -107,7 +115,7 @@ def export(
     try:
         onnx = encoder_graph(model.encoder)
         digest = hashlib.sha256(onnx).hexdigest()
-        bank = build_bank(model, train, held_out, text, digest)
+        bank = build_bank(model, train, held_out, text, digest, advance)
         files: dict[str, bytes] = {"encoder.onnx": onnx, "labels.bank": bank.to_bytes()}
         files["thresholds.json"] = _json(
             {"method": "highest F1 on calibration folds", "thresholds": {x.id: x.threshold for x in bank.labels}}
@@ -117,8 +125,7 @@ def export(
         files["golden.npz"] = write_golden(samples, layout, _embed(model, x[None])[0])
         if fp32:
             files["encoder.fp32.onnx"] = encoder_graph(model.encoder, half=False)
-        candidates = np.array([label.tier == "trained" for label in bank.labels])
-        metrics = _metrics(model, train, held_out, report, candidates, bank)
+        metrics = _metrics(model, train, held_out, report, bank, advance)
         files["metrics.json"] = _json(metrics)
         info = _model_info(model)
         files["MODEL_CARD.md"] = model_card(info, bank, metrics, command, model.config).encode()
@@ -159,8 +166,9 @@ def _model_info(model: Trainee) -> ModelInfo:
 
 
 def _metrics(
-    model: Trainee, train: DataSet, held_out: DataSet, report: DataSet | None, candidates: NDArray[np.bool_], bank: LabelBank
+    model: Trainee, train: DataSet, held_out: DataSet, report: DataSet | None, bank: LabelBank, advance: Callable[[int], None]
 ) -> dict[str, Any]:
+    candidates = np.array([label.tier == "trained" for label in bank.labels])
     folds = {"train": model.config.train_folds, "calibration": model.config.calibration_folds}
     data: dict[str, Any] = {
         "folds": {k: list(v) for k, v in folds.items()},

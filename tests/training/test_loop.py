@@ -15,6 +15,7 @@ from training import checkpoint
 from training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from training.config import TrainConfig
 from training.data import DataSet
+from training.export import ExportError, build_bank
 from training.labels import TextBank
 from training.loop import Progress, learning_rate, load_trained, train
 from training.trainee import TraineeError, build_trainee
@@ -130,6 +131,12 @@ def test_infonce_runs_on_captions(data: DataSet, text: TextBank, tmp_path: Path)
     log = [json.loads(line)["loss"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert log[-1] < log[0]
     assert not trained.model.bias.requires_grad
+    held_out = DataSet(data.directory, data.labels, config.calibration_folds)
+    bank = build_bank(trained.model, data, held_out, text, "ab" * 32)
+    assert bank.scale == pytest.approx(1 / 0.07)
+    assert {label.bias for label in bank.labels} == {0.0}
+    with pytest.raises(ExportError, match="patients are in training and calibration folds, 0 are allowed"):
+        build_bank(trained.model, data, data, text, "ab" * 32)
     with pytest.raises(TraineeError, match=r"no embedded caption for .*run `ecg-train labels --data"):
         train(config, data, replace(text, captions={}), tmp_path / "other")
 
