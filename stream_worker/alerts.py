@@ -19,6 +19,8 @@ from typing import Any
 import faust
 import jsonschema
 import structlog
+from faust.tables.manager import TableManager
+from faust.tables.recovery import Recovery
 from faust.transport.drivers import aiokafka as driver
 from jsonschema import Draft202012Validator
 
@@ -55,6 +57,25 @@ class _ReadCommittedTransport(driver.Transport):
     Consumer = _ReadCommittedConsumer
 
 
+class _Recovery(Recovery):
+    """Faust lets findings in while it still seeks to the committed offsets, then empties the agents' queues: what was queued
+    is never worked on (in 4 of 9 restarts here). Kept shut until the seek is done, nothing is queued that could be lost."""
+
+    async def _resume_streams(self, generation_id: int = 0) -> None:
+        self.app.flow_control.suspend()
+        self.app.consumer.stop_flow()
+        await self.app.consumer.wait_for_stopped_flow()
+        await super()._resume_streams(generation_id)
+
+
+class _TableManager(TableManager):
+    @property
+    def recovery(self) -> Recovery:
+        if self._recovery is None:
+            self._recovery = _Recovery(self.app, self, beacon=self.beacon, loop=self.loop)
+        return self._recovery
+
+
 class _AlertsApp(faust.App):
     def _new_transport(self) -> Any:
         return _ReadCommittedTransport(self.conf.broker_consumer, self)
@@ -82,6 +103,7 @@ def build_app(
         store="memory://",
         datadir=folder,
         autodiscover=False,
+        TableManager=_TableManager,
         processing_guarantee="at_least_once",
         topic_partitions=partitions,
         topic_replication_factor=replication,
@@ -132,6 +154,8 @@ def build_app(
 def _decide(episodes: Any, finding: dict[str, Any], policy: Policy) -> tuple[StreamState, list[dict[str, Any]]]:
     """One step of the finding's stream. Raises BadInput when the step fails on something that is no finding by its schema."""
     try:
+        if not all(isinstance(finding[name], str) for name in ("id", "time", "stream", "session")):
+            raise TypeError("an identity that is no text")
         return step(episodes.get(finding["stream"]), finding, policy)
     except (KeyError, TypeError, AttributeError, ValueError):
         error = jsonschema.exceptions.best_match(Draft202012Validator(schema("finding")).iter_errors(finding))

@@ -41,6 +41,7 @@ _CLOSE_LIMIT_S = 10.0
 _FETCH_WAIT_MS = 50
 _FETCH_PARTITION_BYTES = 2 << 20
 _FETCH_BYTES = 32 << 20
+_METADATA_AGE_MS = 30_000  # added partitions are noticed, and shared out anew, after this long
 
 
 class KafkaBroker:
@@ -78,6 +79,7 @@ class KafkaBroker:
         self._consumer: AIOKafkaConsumer | None = None
         self._producer: AIOKafkaProducer | None = None
         self._on_revoked: OnPartitions | None = None
+        self._topics = {chunks, findings}  # and others, once something is published to them
         self._counts: dict[str, int] = {}
         self._connected = False
         self._assigned: frozenset[int] = frozenset()
@@ -157,6 +159,7 @@ class KafkaBroker:
             fetch_max_wait_ms=_FETCH_WAIT_MS,
             max_partition_fetch_bytes=_FETCH_PARTITION_BYTES,
             fetch_max_bytes=_FETCH_BYTES,
+            metadata_max_age_ms=_METADATA_AGE_MS,
         )
 
     async def _ready_producer(self) -> AIOKafkaProducer:
@@ -168,6 +171,7 @@ class KafkaBroker:
                 linger_ms=5,
                 max_batch_size=1 << 20,
                 request_timeout_ms=int(self._publish_timeout_s * 1000),
+                metadata_max_age_ms=_METADATA_AGE_MS,
             )
             try:
                 await producer.start()
@@ -311,14 +315,27 @@ class KafkaBroker:
         producer = await self._ready_producer()
         waiting: list[asyncio.Future[Any]] = []
         for message in messages:
-            if message.partition not in await producer.partitions_for(message.topic):
-                raise ConfigError(f"topic {message.topic} has no partition {message.partition}: ecg-worker topics")
+            if message.partition not in await self._partitions(producer, message.topic):
+                raise ConfigError(f"topic {message.topic} has no partition {message.partition}: ecg-worker topics --apply")
             future = await producer.send(
                 message.topic, message.value, key=message.key, partition=message.partition, headers=list(message.headers)
             )
             future.add_done_callback(_look)
             waiting.append(future)
         return waiting
+
+    async def _partitions(self, producer: AIOKafkaProducer, topic: str) -> set[int]:
+        """The partitions that the producer knows; told to look again when the cluster has others than it last heard of."""
+        if topic not in self._topics:
+            self._topics.add(topic)
+            await self._learn_counts()
+        if not self._counts[topic]:
+            raise ConfigError(f"topic {topic} does not exist at {self._bootstrap}: ecg-worker topics --apply")
+        known: set[int] = await producer.partitions_for(topic)
+        if len(known) != self._counts[topic]:
+            await producer.client.force_metadata_update()
+            known = await producer.partitions_for(topic)
+        return known
 
     def _replace_producer(self) -> None:
         producer, self._producer = self._producer, None
@@ -343,9 +360,8 @@ class KafkaBroker:
         return self._counts.get(self._findings, 0)
 
     async def _learn_counts(self) -> None:
-        described = await self._bounded(
-            self._administrator().describe_topics([self._chunks, self._findings]), self._request_timeout_s, "topics"
-        )
+        asked = self._administrator().describe_topics(sorted(self._topics))
+        described = await self._bounded(asked, self._request_timeout_s, "topics")
         self._counts = {topic["topic"]: len(topic["partitions"]) for topic in described}
 
     async def _watch(self) -> None:
@@ -363,10 +379,15 @@ class KafkaBroker:
             except WorkerError as error:
                 self._failure = error
 
-    def _spawn(self, work: Any) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self._failure = task.exception()  # a task of ours that dies must not do so unheard
 
     def _raise_remembered(self) -> None:
         failure, self._failure = self._failure, None

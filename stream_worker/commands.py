@@ -76,8 +76,8 @@ def replay(
 ) -> None:
     """See `ecg-worker replay --help`."""
     from stream_worker.replay import findings, windows
+    from stream_worker.run import Rules
     from stream_worker.score import Options, Scorer
-    from stream_worker.window import Rules
 
     if scores not in ("top", "all"):
         raise ConfigError(f"--scores {scores!r}: top or all expected")

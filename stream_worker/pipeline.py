@@ -23,11 +23,12 @@ from stream_worker.labels import BankSource
 from stream_worker.ledger import Ledger
 from stream_worker.records import Closed, DeadLetter, Event, Finding, Rejected, Window
 from stream_worker.recovery import recover
+from stream_worker.run import Rules
 from stream_worker.score import Scorer
 from stream_worker.seam import Broker, OffsetLost, Outgoing, Position, Record
 from stream_worker.settings import Settings
 from stream_worker.telemetry import Metrics
-from stream_worker.window import Rules, Windower
+from stream_worker.window import Windower
 from stream_worker.wire import Decoder, dead_letter, dead_letter_message, finding_message
 
 __all__ = ["Deadline", "Pipeline"]

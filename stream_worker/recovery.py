@@ -15,9 +15,10 @@ from encoders.signal import Layout, SignalError
 from stream_worker.errors import BadInput
 from stream_worker.ledger import Ledger, Track, decode_metadata
 from stream_worker.records import RunKey
+from stream_worker.run import Rules, Run, first_at_or_after
 from stream_worker.seam import Broker
 from stream_worker.settings import Settings
-from stream_worker.window import Remembered, Rules, Run, Windower, first_at_or_after
+from stream_worker.window import Remembered, Windower
 from stream_worker.wire import parse_finding
 
 __all__ = ["Recovered", "recover"]

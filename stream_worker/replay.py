@@ -8,8 +8,9 @@ from itertools import islice
 
 from encoders.recordings import Recording
 from stream_worker.records import Chunk, Closed, Finding, Rejected, RunKey, Window
+from stream_worker.run import Rules
 from stream_worker.score import Ready, Scorer
-from stream_worker.window import Rules, Windower
+from stream_worker.window import Windower
 
 __all__ = ["chunks", "findings", "session_start_ns", "windows"]
 

@@ -9,30 +9,17 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from encoders.signal import ABSENT, Layout
+from encoders.signal import Layout
 from stream_worker.ledger import Track
 from stream_worker.records import Chunk, Closed, Event, Input, Rejected, RunKey, Window
+from stream_worker.run import Rules, Run, first_at_or_after, last_at_or_before
 
-__all__ = ["Remembered", "Rules", "Run", "Windower"]
-
-
-@dataclass(frozen=True)
-class Rules:
-    """hop_ms: 1000 to 10000. grace_ms, jump_ms: of signal. idle_ms, memory_ms: of log time. runs: open at once in a stream."""
-
-    hop_ms: int = 10_000
-    grace_ms: int = 2_000
-    idle_ms: int = 30_000
-    jump_ms: int = 60_000
-    tail_ms: int = 5_000
-    memory_ms: int = 600_000
-    runs: int = 8
+__all__ = ["Remembered", "Windower"]
 
 
 class Remembered(NamedTuple):
@@ -41,121 +28,6 @@ class Remembered(NamedTuple):
     frontier: int
     timestamp_ms: int
     track: Track
-
-
-def first_at_or_after(sample: int, step: int) -> int:
-    """Smallest n with a(n) = floor(n * step / 10^6) >= sample; step is hop_ms * fs_mhz."""
-    return -(-sample * 1_000_000 // step)
-
-
-def last_at_or_before(sample: int, step: int) -> int:
-    """Largest n with a(n) <= sample."""
-    return ((sample + 1) * 1_000_000 - 1) // step
-
-
-class Run:
-    """One open run. The ring holds window + grace samples a lead; `spans` are the received stretches [start, end, ...]."""
-
-    __slots__ = (
-        *("cap", "end", "final", "frontier", "grid", "high", "key", "last_ms", "last_offset", "layout", "ring"),
-        *("spans", "step", "track"),
-    )
-
-    def __init__(self, key: RunKey, layout: Layout, rules: Rules, grid: int, track: Track | None = None) -> None:
-        self.key, self.layout = key, layout
-        self.step = rules.hop_ms * layout.fs_mhz
-        self.cap = layout.window + layout.samples(rules.grace_ms)
-        self.ring: NDArray[np.int16] | None = None  # (C, cap)
-        self.spans: list[int] = []
-        self.grid = grid
-        self._aim()
-        self.high = self.frontier  # one past the highest accepted sample
-        self.final: int | None = None  # one past the last sample of the session, once the device has said so
-        self.last_ms = self.last_offset = 0  # of the last accepted chunk, in the log
-        self.track = track or Track(self.frontier, quantum=layout.samples(1000))
-
-    def start(self, n: int) -> int:
-        """a(n): first sample of window n."""
-        return n * self.step // 1_000_000
-
-    def _aim(self) -> None:
-        self.frontier = self.start(self.grid)
-        self.end = self.frontier + self.layout.window
-
-    def advance(self) -> None:
-        """The window at the frontier is decided; forget what lies below the next."""
-        self.grid += 1
-        self._aim()
-        self.forget()
-
-    def skip_to(self, sample: int) -> None:
-        """Move the frontier to the first grid point at or after `sample`."""
-        self.grid = max(self.grid, first_at_or_after(sample, self.step))
-        self._aim()
-        self.forget()
-
-    def forget(self) -> None:
-        """Drop received stretches below the frontier."""
-        spans = self.spans
-        while spans and spans[1] <= self.frontier:
-            del spans[:2]
-        if spans and spans[0] < self.frontier:
-            spans[0] = self.frontier
-
-    def write(self, first: int, samples: NDArray[np.int16]) -> None:
-        """Put (C, n) samples into the ring; the caller has seen to it that they fit."""
-        if self.ring is None:
-            self.ring = np.empty((len(self.layout.leads), self.cap), dtype=np.int16)
-        n, at = samples.shape[1], first % self.cap
-        if at + n <= self.cap:
-            self.ring[:, at : at + n] = samples
-        else:
-            head = self.cap - at
-            self.ring[:, at:] = samples[:, :head]
-            self.ring[:, : n - head] = samples[:, head:]
-
-    def read(self, first: int, end: int, out: NDArray[np.int16]) -> None:
-        """Copy ring samples [first, end) to out (C, end - first)."""
-        assert self.ring is not None
-        at = first % self.cap
-        head = min(end - first, self.cap - at)
-        out[:, :head] = self.ring[:, at : at + head]
-        out[:, head:] = self.ring[:, : end - first - head]
-
-    def cut(self, end: int) -> NDArray[np.int16] | None:
-        """Received samples of [frontier, end) as int16 (C, n), ABSENT where none came; None when none came at all."""
-        pieces = list(_overlaps(self.spans, self.frontier, end))
-        if not pieces:
-            return None
-        shape = (len(self.layout.leads), end - self.frontier)
-        whole = pieces == [(self.frontier, end)]
-        out = np.empty(shape, dtype=np.int16) if whole else np.full(shape, ABSENT, dtype=np.int16)
-        for first, last in pieces:
-            self.read(first, last, out[:, first - self.frontier : last - self.frontier])
-        return out
-
-
-def _overlaps(spans: list[int], first: int, end: int) -> Iterator[tuple[int, int]]:
-    """The parts of [first, end) that `spans` cover."""
-    for i in range(0, len(spans), 2):
-        a, b = max(spans[i], first), min(spans[i + 1], end)
-        if a < b:
-            yield a, b
-
-
-def _merge(spans: list[int], first: int, end: int) -> list[int]:
-    """`spans` with [first, end) added; touching stretches join."""
-    out: list[int] = []
-    for i in range(0, len(spans), 2):
-        a, b = spans[i], spans[i + 1]
-        if b < first:
-            out += (a, b)
-        elif a > end:
-            out += (first, end)
-            first, end = a, b
-        else:
-            first, end = min(a, first), max(b, end)
-    return [*out, first, end]
 
 
 class Windower:
@@ -276,7 +148,7 @@ class Windower:
             while at - run.frontier >= run.cap:  # this sample is at window end + grace
                 self._decide(run, events)
             stop = min(end, run.frontier + run.cap)
-            wrote, clash = _scatter(run, at, samples[:, at - first : stop - first])
+            wrote, clash = run.scatter(at, samples[:, at - first : stop - first])
             conflict = conflict or clash
             run.high = max(run.high, stop)
             if wrote:
@@ -331,22 +203,3 @@ class Windower:
             del self.by_stream[run.key[0]]
         self.memory.pop(run.key, None)
         self.memory[run.key] = Remembered(run.frontier, run.last_ms, run.track)
-
-
-def _scatter(run: Run, first: int, samples: NDArray[np.int16]) -> tuple[bool, bool]:
-    """Write the samples (C, n) that the run does not have yet. Returns (any written, any that differ from what it has)."""
-    end = first + samples.shape[1]
-    known = list(_overlaps(run.spans, first, end))
-    clash, at, wrote = False, first, False
-    for a, b in [*known, (end, end)]:
-        if at < a:
-            run.write(at, samples[:, at - first : a - first])
-            wrote = True
-        if a < b:
-            have = np.empty((samples.shape[0], b - a), dtype=np.int16)
-            run.read(a, b, have)
-            clash = clash or not np.array_equal(have, samples[:, a - first : b - first])
-        at = b
-    if wrote:
-        run.spans = _merge(run.spans, first, end)
-    return wrote, clash

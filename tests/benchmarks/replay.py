@@ -13,9 +13,9 @@ from encoders.base import Encoder
 from encoders.recordings import read_recording
 from stream_worker.records import Window
 from stream_worker.replay import findings, windows
+from stream_worker.run import Rules
 from stream_worker.score import Scorer
 from stream_worker.settings import load_settings
-from stream_worker.window import Rules
 from tests.benchmarks.timing import ratio
 
 SHARED = Path(os.environ.get("ECG_SHARED", Path(__file__).resolve().parents[3] / "shared"))

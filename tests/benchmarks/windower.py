@@ -9,7 +9,8 @@ import numpy as np
 from encoders.signal import LEADS
 from stream_worker.encode import encode_chunk
 from stream_worker.proto.ecg_chunk_pb2 import Chunk
-from stream_worker.window import Rules, Windower
+from stream_worker.run import Rules
+from stream_worker.window import Windower
 from stream_worker.wire import Decoder
 from tests.benchmarks.timing import ratio
 from tests.support import layout, signal
