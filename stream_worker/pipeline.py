@@ -13,22 +13,20 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
-from typing import NamedTuple
 
 import structlog
 
 from stream_worker.batch import Batcher
-from stream_worker.errors import BadInput, BrokerUnavailable
+from stream_worker.errors import BrokerUnavailable
 from stream_worker.labels import BankSource
-from stream_worker.ledger import Ledger
-from stream_worker.records import Closed, DeadLetter, Event, Finding, Rejected, Window
+from stream_worker.partition import Partition, Work
+from stream_worker.records import Closed, DeadLetter, Finding, Window
 from stream_worker.recovery import recover
 from stream_worker.run import Rules
 from stream_worker.score import Scorer
-from stream_worker.seam import Broker, OffsetLost, Outgoing, Position, Record
+from stream_worker.seam import Broker, OffsetLost, Outgoing, Position
 from stream_worker.settings import Settings
 from stream_worker.telemetry import Metrics
-from stream_worker.window import Windower
 from stream_worker.wire import Decoder, dead_letter, dead_letter_message, finding_message
 
 __all__ = ["Deadline", "Pipeline"]
@@ -50,30 +48,6 @@ class Deadline:
     def left(self) -> float:
         """Seconds left, never below 0."""
         return max(0.0, self._end - self._clock())
-
-
-class Work(NamedTuple):
-    """What some records of one partition gave rise to; `processed` is the offset after the last of them."""
-
-    part: Partition
-    events: list[Window | Closed]
-    letters: list[DeadLetter]
-    processed: int
-
-
-class Partition:
-    """State of one owned partition, from assignment to revocation."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.ready = self.owned = False
-        self.windower: Windower | None = None
-        self.ledger = Ledger(0)
-        self.findings_end = 0
-        self.quiet_below = 0  # dead letters of records below were written by a former owner
-        self.in_flight = 0
-        self.dirty = False
-        self.at_end_since: float | None = None
 
 
 class Pipeline:
@@ -190,7 +164,6 @@ class Pipeline:
         log.info("partitions assigned", partitions=sorted(numbers))
         for number in numbers:
             part = self.parts[number] = Partition(number)
-            part.owned = True
             task = asyncio.create_task(self._recover(part), name=f"recover-{number}")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -210,9 +183,7 @@ class Pipeline:
                 return
         if not part.owned:
             return
-        part.windower, part.ledger, part.findings_end = state.windower, state.ledger, state.findings_end
-        part.quiet_below = state.ledger.processed
-        part.dirty = True  # also a first position is committed at once: a crash before the first finding starts here again
+        part.restore(state)
         if state.lost:
             self._report_lost(part, *state.lost)
         self.broker.seek(part.number, state.start)
@@ -254,31 +225,11 @@ class Pipeline:
                 part = self.parts.get(number)
                 for at in range(0, len(records), SLICE):
                     if part is not None and part.ready:  # it may be revoked between two slices
-                        self._take(part, records[at : at + SLICE])
+                        self._submit(part.take(records[at : at + SLICE], self._decode, self.settings.dead_letter_payload))
+                        self.metrics.chunks.inc(len(records[at : at + SLICE]))
                         await asyncio.sleep(0)
             self._watch_ends(polled.keys())
             self._watch_outage()
-
-    def _take(self, part: Partition, records: Sequence[Record]) -> None:
-        """Records of one partition, in order -> one Work."""
-        assert part.windower is not None
-        windower, events, letters = part.windower, list[Window | Closed](), list[DeadLetter]()
-        for record in records:
-            try:
-                chunk = self._decode(record.key, record.value)
-            except BadInput as error:
-                outcome: list[Event] = [*windower.tick(record.timestamp_ms), Rejected(record.offset, error.code)]
-            else:
-                outcome = windower.push(chunk, record.offset, record.timestamp_ms)
-            for event in outcome:
-                if not isinstance(event, Rejected):
-                    events.append(event)
-                elif record.offset >= part.quiet_below:
-                    letters.append(
-                        dead_letter(part.number, event.offset, event.code, record.value, self.settings.dead_letter_payload)
-                    )
-        self.metrics.chunks.inc(len(records))
-        self._submit(Work(part, events, letters, records[-1].offset + 1))
 
     def _submit(self, work: Work) -> None:
         work.part.in_flight += 1
@@ -307,9 +258,8 @@ class Pipeline:
                 part.at_end_since = None
             elif part.at_end_since is None:
                 part.at_end_since = now
-            elif now - part.at_end_since > IDLE_AT_END_S and part.windower is not None and part.windower.runs:
-                events = [e for e in part.windower.conclude_idle() if not isinstance(e, Rejected)]
-                self._submit(Work(part, events, [], part.ledger.processed))
+            elif now - part.at_end_since > IDLE_AT_END_S and (work := part.conclude_idle()) is not None:
+                self._submit(work)
 
     def _watch_outage(self) -> None:
         self.metrics.broker_up.set(self.broker.connected)
@@ -393,12 +343,14 @@ class Pipeline:
             offsets = await self._publish_all([finding for _, finding in owned], letters)
             self.metrics.publish_seconds.observe(self._clock() - began)
             for (work, finding), offset in zip(owned, offsets, strict=False):  # dead letters come after the findings
-                self._published(work.part, finding, offset)
+                work.part.published(finding, offset)
+                self.published += 1
+                self.metrics.windows.labels(str(finding.body["kind"])).inc()
+                self._on_finding(finding)
             for letter in letters:
                 self.metrics.dead_letters.labels(letter.code).inc()
             for work, _ in batch:
-                work.part.ledger.advance(max(work.processed, work.part.ledger.processed))
-                work.part.dirty, work.part.in_flight = True, work.part.in_flight - 1
+                work.part.done(work)
 
     async def _publish_all(self, findings: Sequence[Finding], letters: Sequence[DeadLetter]) -> Sequence[int]:
         """Until acknowledged, or the outage limit. A repeat after a cut may double a message; its id stays the same."""
@@ -418,16 +370,6 @@ class Pipeline:
                 self._beats["publish"] = self._clock()
         return []
 
-    def _published(self, part: Partition, finding: Finding, offset: int) -> None:
-        self.published += 1
-        self.metrics.windows.labels(str(finding.body["kind"])).inc()
-        part.findings_end = max(part.findings_end, offset + 1)
-        assert part.windower is not None
-        track = part.windower.track(finding.key)
-        if track is not None:
-            track.publish(finding.next, offset)
-        self._on_finding(finding)
-
     async def _commit_often(self) -> None:
         while True:
             await asyncio.sleep(self.settings.commit_interval_ms / 1000)
@@ -439,8 +381,7 @@ class Pipeline:
         positions = {}
         for part in parts:
             if part.dirty and part.windower is not None:
-                positions[part.number] = Position(*part.ledger.position(part.windower.tracks(), part.findings_end))
-                part.dirty = False
+                positions[part.number] = Position(*part.position())
         if not positions:
             return
         try:

@@ -1,0 +1,90 @@
+"""What the worker holds of one partition it owns, and how its records become work. Pure: knows no Kafka and no clock."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from stream_worker.errors import BadInput
+from stream_worker.ledger import Ledger
+from stream_worker.records import Closed, DeadLetter, Event, Finding, Rejected, Window
+from stream_worker.recovery import Recovered
+from stream_worker.seam import Record
+from stream_worker.window import Windower
+from stream_worker.wire import Decoder, dead_letter
+
+__all__ = ["Partition", "Work"]
+
+
+class Work(NamedTuple):
+    """What some records of one partition gave rise to; `processed` is the offset after the last of them."""
+
+    part: Partition
+    events: list[Window | Closed]
+    letters: list[DeadLetter]
+    processed: int
+
+
+class Partition:
+    """State from assignment to revocation. It is of use only once `restore` has been called."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.owned, self.ready = True, False
+        self.windower: Windower | None = None
+        self.ledger = Ledger(0)
+        self.findings_end = 0  # one past the last finding of this partition that we know of
+        self.quiet_below = 0  # dead letters of records below were written by a former owner
+        self.in_flight = 0  # works submitted, not yet published
+        self.dirty = False
+        self.at_end_since: float | None = None
+
+    def restore(self, state: Recovered) -> None:
+        """Go on where the former owner stopped. The position is committed at once: a crash starts here again."""
+        self.windower, self.ledger, self.findings_end = state.windower, state.ledger, state.findings_end
+        self.quiet_below, self.dirty = state.ledger.processed, True
+
+    def take(self, records: Sequence[Record], decode: Decoder, keep_payload: bool) -> Work:
+        """Records in offset order -> one Work."""
+        assert self.windower is not None
+        windower, events, letters = self.windower, list[Window | Closed](), list[DeadLetter]()
+        for record in records:
+            try:
+                chunk = decode(record.key, record.value)
+            except BadInput as error:
+                outcome: list[Event] = [*windower.tick(record.timestamp_ms), Rejected(record.offset, error.code)]
+            else:
+                outcome = windower.push(chunk, record.offset, record.timestamp_ms)
+            for event in outcome:
+                if not isinstance(event, Rejected):
+                    events.append(event)
+                elif record.offset >= self.quiet_below:
+                    letters.append(dead_letter(self.number, event.offset, event.code, record.value, keep_payload))
+        return Work(self, events, letters, records[-1].offset + 1)
+
+    def conclude_idle(self) -> Work | None:
+        """The reader stood at the end for longer than the idle time: end what is open."""
+        if self.windower is None or not self.windower.runs:
+            return None
+        events = [event for event in self.windower.conclude_idle() if not isinstance(event, Rejected)]
+        return Work(self, events, [], self.ledger.processed)
+
+    def published(self, finding: Finding, offset: int) -> None:
+        """A finding of ours stands at `offset` of the findings topic."""
+        assert self.windower is not None
+        self.findings_end = max(self.findings_end, offset + 1)
+        track = self.windower.track(finding.key)
+        if track is not None:
+            track.publish(finding.next, offset)
+
+    def done(self, work: Work) -> None:
+        """All that `work` gave rise to is out."""
+        self.ledger.advance(max(work.processed, self.ledger.processed))
+        self.in_flight -= 1
+        self.dirty = True
+
+    def position(self) -> tuple[int, str]:
+        """What to commit now: W, and P and F as metadata."""
+        assert self.windower is not None
+        self.dirty = False
+        return self.ledger.position(self.windower.tracks(), self.findings_end)
