@@ -12,7 +12,7 @@ import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 __all__ = [
     "ABSENT",
@@ -77,6 +77,7 @@ def lead_bits(names: Sequence[str]) -> int:
     return sum(1 << LEADS.index(name) for name in names)
 
 
+@cache
 def lead_names(bits: int) -> tuple[str, ...]:
     """The inverse of `lead_bits`."""
     return tuple(name for i, name in enumerate(LEADS) if bits >> i & 1)
@@ -106,11 +107,13 @@ class Layout:
         if any(lead not in LEADS for lead in self.leads):
             raise SignalError("unknown_lead", f"leads must be canonical names, got {', '.join(self.leads)[:80]}")
         if len(self.gain) != n or len(self.baseline) != n:
-            raise SignalError("layout_shape", f"{n} leads need {n} gains and baselines, got {len(self.gain)} and {len(self.baseline)}")
+            got = f"{len(self.gain)} gains and {len(self.baseline)} baselines"
+            raise SignalError("layout_shape", f"{n} leads need as many gains and baselines, got {got}")
         if not FS_MHZ_RANGE[0] <= self.fs_mhz <= FS_MHZ_RANGE[1]:
             raise SignalError("fs_range", f"sampling rate {self.fs_mhz / 1000:g} Hz is outside 50 to 2000 Hz")
         if not all(math.isfinite(g) and GAIN_RANGE[0] <= g <= GAIN_RANGE[1] for g in self.gain):
-            raise SignalError("gain_range", f"gain must be {GAIN_RANGE[0]:g} to {GAIN_RANGE[1]:g} counts per mV, got {self.gain[:12]}")
+            allowed = f"{GAIN_RANGE[0]:g} to {GAIN_RANGE[1]:g} counts per mV"
+            raise SignalError("gain_range", f"gain must be {allowed}, got {self.gain[:12]}")
         if not all(math.isfinite(b) and abs(b) <= BASELINE_LIMIT for b in self.baseline):
             raise SignalError("baseline_range", f"baseline must be within {BASELINE_LIMIT:g} counts, got {self.baseline[:12]}")
         if self.unit not in ("mV", "NU"):
