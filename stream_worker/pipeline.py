@@ -20,16 +20,17 @@ from stream_worker.batch import Batcher
 from stream_worker.errors import BrokerUnavailable
 from stream_worker.labels import BankSource
 from stream_worker.partition import Partition, Work
-from stream_worker.records import Closed, DeadLetter, Finding, Window
+from stream_worker.publisher import Deadline, Publisher
+from stream_worker.records import Closed, Finding, Window
 from stream_worker.recovery import recover
 from stream_worker.run import Rules
 from stream_worker.score import Scorer
-from stream_worker.seam import Broker, OffsetLost, Outgoing, Position
+from stream_worker.seam import Broker, OffsetLost
 from stream_worker.settings import Settings
 from stream_worker.telemetry import Metrics
-from stream_worker.wire import Decoder, dead_letter, dead_letter_message, finding_message
+from stream_worker.wire import Decoder, dead_letter
 
-__all__ = ["Deadline", "Pipeline"]
+__all__ = ["Pipeline"]
 
 log = structlog.get_logger(__name__)
 POLL_MS = 200
@@ -37,17 +38,6 @@ POLL_RECORDS = 2000
 SLICE = 64  # records cut at a stretch; between two stretches the event loop reads its sockets
 IDLE_AT_END_S = 35.0  # longer than the idle time of the log plus its clock's jitter
 STALLED_S = 60.0  # a stage without a beat for this long is not alive
-
-
-class Deadline:
-    """One budget of seconds for all the steps of a drain."""
-
-    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock, self._end = clock, clock() + seconds
-
-    def left(self) -> float:
-        """Seconds left, never below 0."""
-        return max(0.0, self._end - self._clock())
 
 
 class Pipeline:
@@ -66,13 +56,12 @@ class Pipeline:
         self.broker, self.settings, self.metrics, self.labels = broker, settings, metrics, labels
         self.rules = Rules(hop_ms=settings.hop_ms)
         self.parts: dict[int, Partition] = {}
-        self.published = 0
-        self._first_scorer, self._clock, self._on_finding = scorer, clock, on_finding
+        self.publisher = Publisher(broker, settings, metrics, clock, on_finding)
+        self._first_scorer, self._clock = scorer, clock
         self._scorer: Scorer | None = None
         self._failure: BaseException | None = None  # of a recovery, raised by the reading stage
         self._decode = Decoder(settings.max_chunk_bytes)
         self._to_score: asyncio.Queue[Work] = asyncio.Queue()
-        self._to_publish: asyncio.Queue[list[tuple[Work, list[Finding]]]] = asyncio.Queue(maxsize=4)
         self._waiting = 0  # windows closed, not yet scored
         self._paused = False
         self._stopping = asyncio.Event()
@@ -98,7 +87,7 @@ class Pipeline:
         starting.result()
         stages = [
             asyncio.create_task(stage(), name=stage.__name__.strip("_"))
-            for stage in (self._read, self._score, self._publish, self._commit_often)
+            for stage in (self._read, self._score, self.publisher.publish, self._commit_often)
         ]
         try:
             await asyncio.wait([*stages, stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -125,8 +114,8 @@ class Pipeline:
         self._stopping.set()
         await asyncio.wait(stages[:1], timeout=deadline.left())
         dry = await self._dry(list(self.parts.values()), deadline, stages)
-        await asyncio.wait_for(self._commit(list(self.parts.values())), timeout=max(1.0, deadline.left()))
-        log.info("stopped", drained=dry, findings=self.published)
+        await asyncio.wait_for(self.publisher.commit(list(self.parts.values())), timeout=max(1.0, deadline.left()))
+        log.info("stopped", drained=dry, findings=self.publisher.published)
 
     async def _dry(self, parts: Sequence[Partition], deadline: Deadline, stages: Sequence[asyncio.Task[None]] = ()) -> bool:
         while any(part.in_flight for part in parts) and deadline.left() > 0:
@@ -139,6 +128,7 @@ class Pipeline:
     def live(self) -> list[str]:
         """Why this process should be restarted."""
         now = self._clock()
+        self._beats["publish"] = self.publisher.beat or now
         return [f"stage {name} has not moved for {now - at:.0f} s" for name, at in self._beats.items() if now - at > STALLED_S]
 
     def ready(self) -> list[str]:
@@ -197,7 +187,7 @@ class Pipeline:
         for part in parts:
             part.ready = False
         dry = await self._dry(parts, Deadline(min(5.0, self.settings.drain_s)))
-        await self._commit(parts)
+        await self.publisher.commit(parts)
         for part in parts:
             part.owned = False
             self.parts.pop(part.number, None)
@@ -302,7 +292,7 @@ class Pipeline:
                 continue
             works = batcher.take()
             findings = iter(await self._findings([event for work in works for event in work.events]))
-            await self._to_publish.put([(work, list(islice(findings, len(work.events)))) for work in works])
+            await self.publisher.queue.put([(work, list(islice(findings, len(work.events)))) for work in works])
 
     async def _findings(self, events: list[Window | Closed]) -> list[Finding]:
         out: list[Finding] = []
@@ -327,75 +317,20 @@ class Pipeline:
             self._scorer = self._scorer.with_bank(bank)
         return self._scorer
 
-    # ---- publish and commit
-
-    async def _publish(self) -> None:
-        while True:
-            self._beats["publish"] = self._clock()
-            self._gauges()
-            try:
-                batch = await asyncio.wait_for(self._to_publish.get(), timeout=1.0)
-            except TimeoutError:
-                continue
-            owned = [(work, finding) for work, findings in batch for finding in findings if work.part.owned]
-            letters = [letter for work, _ in batch for letter in work.letters if work.part.owned]
-            began = self._clock()
-            offsets = await self._publish_all([finding for _, finding in owned], letters)
-            self.metrics.publish_seconds.observe(self._clock() - began)
-            for (work, finding), offset in zip(owned, offsets, strict=False):  # dead letters come after the findings
-                work.part.published(finding, offset)
-                self.published += 1
-                self.metrics.windows.labels(str(finding.body["kind"])).inc()
-                self._on_finding(finding)
-            for letter in letters:
-                self.metrics.dead_letters.labels(letter.code).inc()
-            for work, _ in batch:
-                work.part.done(work)
-
-    async def _publish_all(self, findings: Sequence[Finding], letters: Sequence[DeadLetter]) -> Sequence[int]:
-        """Until acknowledged, or the outage limit. A repeat after a cut may double a message; its id stays the same."""
-        s = self.settings
-        messages = [Outgoing(s.findings_topic, f.partition, *finding_message(f)) for f in findings]
-        messages += [Outgoing(s.dead_letters_topic, d.partition, *dead_letter_message(d, s.chunks_topic)) for d in letters]
-        deadline, delay = Deadline(s.outage_limit_s, self._clock), 0.1
-        while messages:
-            try:
-                return await self.broker.publish(messages)
-            except BrokerUnavailable:
-                if deadline.left() == 0:
-                    raise
-                log.warning("publishing waits for kafka", messages=len(messages))
-                await asyncio.sleep(delay)
-                delay = min(delay * 2, 5.0)
-                self._beats["publish"] = self._clock()
-        return []
+    # ---- commit
 
     async def _commit_often(self) -> None:
         while True:
             await asyncio.sleep(self.settings.commit_interval_ms / 1000)
             self._beats["commit"] = self._clock()
-            await self._commit([part for part in self.parts.values() if part.ready])
-
-    async def _commit(self, parts: Sequence[Partition]) -> None:
-        """W with P and F for every partition where something moved."""
-        positions = {}
-        for part in parts:
-            if part.dirty and part.windower is not None:
-                positions[part.number] = Position(*part.position())
-        if not positions:
-            return
-        try:
-            await self.broker.commit(positions)
-        except BrokerUnavailable as error:
-            log.warning("commit waits for kafka", error=str(error))
-            for part in parts:
-                part.dirty = part.dirty or part.number in positions
+            self._gauges()
+            await self.publisher.commit([part for part in self.parts.values() if part.ready])
 
     def _gauges(self) -> None:
         windowers = [part.windower for part in self.parts.values() if part.windower is not None]
         self.metrics.open_runs.set(sum(len(w.runs) for w in windowers))
         self.metrics.dropped_tails.set(sum(w.dropped_tails for w in windowers))
         self.metrics.queue.labels("score").set(self._waiting)
-        self.metrics.queue.labels("publish").set(self._to_publish.qsize())
+        self.metrics.queue.labels("publish").set(self.publisher.queue.qsize())
         waiting = [track.times[0] for w in windowers for track in w.tracks() if track.times]
         self.metrics.oldest_unscored.set(max(0.0, time.time() - min(waiting) / 1000) if waiting else 0.0)

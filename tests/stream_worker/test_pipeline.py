@@ -19,7 +19,8 @@ from encoders.signal import LEADS
 from stream_worker.errors import BrokerUnavailable
 from stream_worker.labels import FixedBank
 from stream_worker.memory_broker import MemoryBroker, MemoryLog
-from stream_worker.pipeline import Deadline, Pipeline
+from stream_worker.pipeline import Pipeline
+from stream_worker.publisher import Deadline
 from stream_worker.score import Scorer
 from stream_worker.settings import Settings
 from stream_worker.simulator import fleet
@@ -131,7 +132,7 @@ async def test_a_restart_goes_on_where_findings_end_and_invents_nothing() -> Non
     for key, value, second in messages:
         truth.append("ecg.chunks", key, value, timestamp_ms=int(second * 1000))
     async with running(pipeline(truth)) as p:
-        await until(lambda: sum(committed(truth).values()) == len(messages) and p.published > 0)
+        await until(lambda: sum(committed(truth).values()) == len(messages) and p.publisher.published > 0)
     expected = {x["id"]: x["window_digest"] for x in published(truth) if "window_digest" in x}
     for part in range(9):
         for key, value, second in messages[len(messages) * part // 9 : len(messages) * (part + 1) // 9]:
