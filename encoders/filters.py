@@ -152,7 +152,7 @@ class _Fused:
         self.main, self.right = (-(-k // _DOWN_8.outputs) for k in (self.n_slow, self.n_right))  # blocks
         self.drift = self._drift_matrix()
         ends = (_DOWN_8.stride * (self.main - 1), self.right_from + _DOWN_8.stride * (self.right - 1))
-        self.width = max(_EDGE + self.parts * self.per_part * self.fir.outputs, max(ends) + _DOWN_8.width)
+        self.width = max(_EDGE + self.parts * self.per_part * self.fir.outputs, max(ends) + 2 * _DOWN_8.stride)
 
     def _drift_matrix(self) -> Floats:
         """(2, slow samples, half of the drift samples from -3 on): inputs as they come from the blocks."""
@@ -173,15 +173,16 @@ class _Fused:
         y[:, :_EDGE] = y[:, 2 * _EDGE : _EDGE : -1]
         end, beyond = _EDGE + n, self.width - _EDGE - n
         y[:, end:] = y[:, end - 2 : end - 2 - beyond : -1]
-        cut = np.empty((leads, self.main + self.right, _DOWN_8.width), dtype=np.float32)
-        cut[:, : self.main] = _windows(y, self.main, _DOWN_8)
-        cut[:, self.main :] = _windows(y[:, self.right_from :], self.right, _DOWN_8)
-        slow = (cut @ _DOWN_8.kernel).reshape(leads, -1)
+        slow = np.empty((leads, self.main + self.right, _DOWN_8.outputs), dtype=np.float32)
+        _decimate(y, slow[:, : self.main])
+        _decimate(y[:, self.right_from :], slow[:, self.main :])
         half = self.drift.shape[2]
         drift = np.empty((leads, 2 * half), dtype=np.float32)
-        np.matmul(slow, self.drift, out=drift.reshape(leads, 2, half).transpose(1, 0, 2))
+        np.matmul(slow.reshape(leads, -1), self.drift, out=drift.reshape(leads, 2, half).transpose(1, 0, 2))
         wave = np.ascontiguousarray(_windows(drift, -(-self.n_slow // _UP_4.stride), _UP_4)) @ _UP_4.kernel
-        return np.asarray(y[:, _EDGE:end] - wave.reshape(leads, -1)[:, :n])
+        band = wave.reshape(leads, -1)[:, :n]
+        np.subtract(y[:, _EDGE:end], band, out=band)
+        return band
 
     def _low_pass(self, x: Floats, y: Floats) -> None:
         """x: (C, T) -> y: (C, n or a little more), in place."""
@@ -195,6 +196,14 @@ class _Fused:
 
 
 _fused = lru_cache(maxsize=64)(_Fused)
+
+
+def _decimate(y: Floats, slow: Floats) -> None:
+    """y: (C, T) -> slow: (C, blocks, 8), in place. Each block sees its own 200 samples and the first 126 of the next."""
+    n, stride, over = slow.shape[1], _DOWN_8.stride, _DOWN_8.width - _DOWN_8.stride
+    blocks = as_strided(y, (len(y), n + 1, stride), (y.strides[0], stride * y.strides[1], y.strides[1]), writeable=False)
+    np.matmul(blocks[:, :-1], _DOWN_8.kernel[:stride], out=slow)
+    slow += blocks[:, 1:, :over] @ _DOWN_8.kernel[stride:]
 
 
 def _windows(x: Floats, n: int, fir: BlockFir) -> Floats:
@@ -219,7 +228,7 @@ def _tail(fs_mhz: int, n_in: int) -> tuple[int, Floats | None]:
     if ratio == 1:
         return n_in, None
     up, down = ratio.numerator, ratio.denominator
-    need = 2 * LOW_PASS_TAPS * down // up + 2 * fir.width + down
+    need = (LOW_PASS_TAPS + 1) * down // up + 2 * fir.left + down + 2
     first = max(0, (n_in - need) // down * down)  # a sample that 500 Hz hits
     unit = np.eye(n_in - first, dtype=np.float32)
     y = _LOW(resample(unit, fs_mhz), -(-n_in * up // down) - first * up // down)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -124,13 +125,19 @@ def derive(x: Floats, mask: int) -> int:
     return derived
 
 
+@lru_cache(maxsize=256)
+def _places(leads: tuple[str, ...]) -> tuple[list[int], int]:
+    """Rows of the encoder's input and their mask."""
+    return [LEADS.index(lead) for lead in leads], lead_bits(leads)
+
+
 def prepare(calibrated: Calibrated, layout: Layout) -> Prepared:
     """Calibrated leads -> Prepared. Scale: each lead by its standard deviation over valid samples; zeros are appended last."""
     used = np.flatnonzero(calibrated.usable)
     if not len(used):
         return Prepared(np.zeros((len(LEADS), WINDOW), dtype=np.float32), 0, 0, 0, calibrated.reason)
     y = to_band(calibrated.mv[used] if len(used) < len(calibrated.mv) else calibrated.mv, layout.fs_mhz)
-    rows = [LEADS.index(layout.leads[c]) for c in used]
+    rows, mask = _places(layout.leads if len(used) == len(layout.leads) else tuple(layout.leads[c] for c in used))
     n = min(y.shape[-1], WINDOW)
     if y.shape == (len(LEADS), WINDOW) and rows == list(range(len(LEADS))):
         out = y
@@ -138,7 +145,6 @@ def prepare(calibrated: Calibrated, layout: Layout) -> Prepared:
         out = np.zeros((len(LEADS), WINDOW), dtype=np.float32)
         out[rows, :n] = y[:, :n]
     valid = out[:, :n]
-    mask = lead_bits([layout.leads[c] for c in used])
     derived = derive(valid, mask) if layout.unit == "mV" else 0  # filters are linear: deriving after them is the same
     scale = np.sqrt((valid[:, None, :] @ valid[:, :, None])[:, 0, 0] / n)  # (12,), the band-passed mean is 0
     valid *= 1 / np.maximum(scale, FLAT_MV / 10 if layout.unit == "mV" else 1e-6)[:, None]

@@ -1,4 +1,4 @@
-"""What the preprocessing promises: scipy's resampling, a zero-phase 0.5-40 Hz band, gap rules, derived leads, scale, padding."""
+"""What preprocessing promises: scipy's resampling, a zero-phase 0.5-40 Hz band, gap rules, derived leads, scale, padding."""
 
 from __future__ import annotations
 
