@@ -62,7 +62,7 @@ class Pipeline:
         self._failure: BaseException | None = None  # of a recovery, raised by the reading stage
         self._decode = Decoder(settings.max_chunk_bytes)
         self._to_score: asyncio.Queue[Work] = asyncio.Queue()
-        self._waiting = 0  # windows closed, not yet scored
+        self._waiting = 0  # windows not yet scored, dead letters not yet handed on
         self._paused = False
         self._stopping = asyncio.Event()
         self._beats: dict[str, float] = {}
@@ -223,11 +223,11 @@ class Pipeline:
 
     def _submit(self, work: Work) -> None:
         work.part.in_flight += 1
-        self._waiting += len(work.events)
+        self._waiting += len(work.events) + len(work.letters)
         self._to_score.put_nowait(work)
 
     def _throttle(self) -> None:
-        """Reading pauses while too many closed windows wait; polling goes on, so the group keeps its partitions."""
+        """Reading pauses while too much waits; polling goes on, so the group keeps its partitions."""
         limit = self.settings.queue_windows
         if not self._paused and self._waiting >= limit:
             self._paused = True
@@ -293,6 +293,7 @@ class Pipeline:
             works = batcher.take()
             findings = iter(await self._findings([event for work in works for event in work.events]))
             await self.publisher.queue.put([(work, list(islice(findings, len(work.events)))) for work in works])
+            self._waiting -= sum(len(work.letters) for work in works)
 
     async def _findings(self, events: list[Window | Closed]) -> list[Finding]:
         out: list[Finding] = []

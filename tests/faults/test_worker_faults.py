@@ -90,6 +90,28 @@ def test_kill_9_in_the_middle_of_12_streams_loses_no_finding(own: LocalServices,
     assert set(found) == expected  # none lost, none that an undisturbed worker would not publish
 
 
+def test_workers_that_come_and_go_share_the_partitions_and_lose_nothing(own: LocalServices, shipped: Artifact) -> None:
+    messages = [(key, value) for key, value, _ in fleet(12, 60, drop=0.01, reorder=0.02, seed=9)]
+    expected = expected_ids(messages, shipped, partitions=4)
+    world = World(own.kafka)
+    world.command("topics", "--apply", "--partitions", "4")
+    third = len(messages) // 3
+    with world.worker() as one:
+        one.wait_ready()
+        send(world, messages[:third], pause_s=0.01)
+        with world.worker() as two:
+            two.wait_ready()
+            two.until(lambda: two.get("/metrics")[1].count("ecg_lag_records{") == 2)  # it owns half
+            send(world, messages[third : 2 * third], pause_s=0.01)
+            assert one.stop() == 0
+            send(world, messages[2 * third :], pause_s=0.01)
+            two.until(lambda: {x["id"] for x in world.findings(quiet_s=1.0)} >= expected)
+            assert two.stop() == 0
+    found = [x["id"] for x in world.findings()]
+    assert set(found) == expected
+    assert len(found) == len(expected)  # an orderly hand-over doubles nothing either
+
+
 def test_a_broker_that_goes_and_comes_back(own: LocalServices, shipped: Artifact) -> None:
     messages = [(key, value) for key, value, _ in fleet(4, 40, seed=6)]
     expected = expected_ids(messages, shipped, partitions=2)

@@ -301,6 +301,19 @@ async def test_a_slow_encoder_pauses_reading_and_bounds_what_waits() -> None:
         assert mine == [0, 5000]
 
 
+async def test_a_flood_of_bad_records_is_bounded_too() -> None:
+    log = MemoryLog(TOPICS)
+    for i in range(3000):
+        log.append("ecg.chunks", f"k{i % 7}".encode(), b"noise")
+    depth = 0
+    async with running(pipeline(log, queue_windows=64)) as p:
+        while len(published(log, "ecg.dead-letters")) < 3000:
+            depth = max(depth, p._waiting)
+            await asyncio.sleep(0.005)
+    assert depth <= 64 + 2000  # the limit, and at most what one poll held
+    assert sum(committed(log).values()) == 3000
+
+
 async def test_metrics_show_what_an_operator_needs() -> None:
     log = MemoryLog(TOPICS)
     send(log, 0, 7500)
