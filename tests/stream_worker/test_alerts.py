@@ -126,7 +126,7 @@ async def test_findings_become_alerts_and_aborted_ones_do_not(settings: Settings
     try:
         await alerts_of(stage, settings, 1, linger_s=0.1)
         await publish(settings, vf, commit=False)
-        await publish(settings, [{"v": 1, "kind": "scored", "stream": "bed-7"}])  # a finding by its first look only
+        await publish(settings, [{"v": 1, "kind": "scored", "stream": "bed-7"}, {**af[4], "id": 7}])  # by their first look only
         await publish(settings, [*af[2:], *late])  # two of them again
         records = await alerts_of(stage, settings, 2)
     finally:

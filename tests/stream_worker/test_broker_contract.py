@@ -233,6 +233,13 @@ async def test_counts_and_an_unknown_partition(world: World, broker: Broker) -> 
     assert await broker.publish([Outgoing(world.findings, partition_for(b"k", 2), b"k", b"v")]) == [0]
 
 
+async def test_publishing_to_a_topic_that_is_not_there_is_refused_at_once(broker: Broker) -> None:
+    begun = time.monotonic()
+    with pytest.raises(ConfigError, match="nowhere"):
+        await broker.publish([Outgoing("nowhere", 0, b"k", b"v")])
+    assert time.monotonic() - begun < 5
+
+
 async def test_no_chunks_topic_is_a_matter_of_configuration(world: World) -> None:
     world.chunks = "nowhere"
     with pytest.raises(ConfigError, match="nowhere"):

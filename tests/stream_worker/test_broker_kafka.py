@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 import pytest
 from aiokafka import AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.protocol.admin import CreatePartitionsRequest
 
 from deploy.local import LocalServices
 from deploy.local.processes import free_port
@@ -145,6 +147,24 @@ async def test_aborted_messages_are_never_delivered(world: KafkaWorld) -> None:
             await producer.abort_transaction()
         assert [record.value async for record, _ in broker.read_back(world.findings, 0, 8)] == [b"5"]
     finally:
+        await broker.stop()
+
+
+async def test_added_partitions_of_findings_are_seen_and_used(world: KafkaWorld) -> None:
+    broker = world.broker()
+    await Rebalances().start(broker)
+    admin = AIOKafkaAdminClient(bootstrap_servers=world.bootstrap)
+    try:
+        await broker.publish([Outgoing(world.findings, 3, b"k", b"v")])
+        await admin.start()
+        await admin._send_to_controller(
+            CreatePartitionsRequest(topic_partitions=[(world.findings, (6, None))], timeout=10_000, validate_only=False)
+        )
+        await until(lambda: broker.findings_partitions() == 6, [broker])
+        assert await broker.publish([Outgoing(world.findings, 5, b"k", b"v")]) == [0]
+        assert broker.chunk_partitions() == 4
+    finally:
+        await admin.close()
         await broker.stop()
 
 
