@@ -202,8 +202,11 @@ def _decimate(y: Floats, slow: Floats) -> None:
     """y: (C, T) -> slow: (C, blocks, 8), in place. Each block sees its own 200 samples and the first 126 of the next."""
     n, stride, over = slow.shape[1], _DOWN_8.stride, _DOWN_8.width - _DOWN_8.stride
     blocks = as_strided(y, (len(y), n + 1, stride), (y.strides[0], stride * y.strides[1], y.strides[1]), writeable=False)
-    np.matmul(blocks[:, :-1], _DOWN_8.kernel[:stride], out=slow)
-    slow += blocks[:, 1:, :over] @ _DOWN_8.kernel[stride:]
+    own, after = blocks[:, :-1], blocks[:, 1:, :over]
+    if n < len(y):  # few and large products rather than many small ones
+        own, after, slow = own.transpose(1, 0, 2), after.transpose(1, 0, 2), slow.transpose(1, 0, 2)
+    np.matmul(own, _DOWN_8.kernel[:stride], out=slow)
+    slow += after @ _DOWN_8.kernel[stride:]
 
 
 def _windows(x: Floats, n: int, fir: BlockFir) -> Floats:

@@ -65,7 +65,7 @@ def calibrate(samples: NDArray[np.int16], layout: Layout) -> Calibrated:
     mv = samples.astype(np.float32)  # (C, T)
     if any(layout.baseline):
         mv -= np.asarray(layout.baseline, dtype=np.float32)[:, None]
-    mv *= 1 / gain
+    mv *= 1 / gain if len(set(layout.gain)) > 1 else 1 / gain[0]
     n = samples.shape[0]
     usable, filled = np.ones(n, dtype=bool), np.zeros(n, dtype=bool)
     reasons: set[str] = set()
