@@ -63,11 +63,11 @@ def reflect(x: Floats, left: int, right: int) -> Floats:
     return np.concatenate([x[..., left:0:-1], x, x[..., n - 2 : n - 2 - right : -1] if right else x[..., :0]], axis=-1)
 
 
-def _lowpass(n_taps: int, cutoff_hz: float, fs: float, gain: float = 1.0) -> NDArray[np.float64]:
-    """Hamming-windowed sinc of unit gain at 0 Hz times `gain` (scipy.signal.firwin without its import)."""
+def _lowpass(n_taps: int, cutoff_hz: float, fs: float) -> NDArray[np.float64]:
+    """Hamming-windowed sinc of unit gain at 0 Hz (scipy.signal.firwin without its import)."""
     t = np.arange(n_taps) - (n_taps - 1) / 2
     taps = np.sinc(2 * cutoff_hz / fs * t) * np.hamming(n_taps)
-    return np.asarray(gain * taps / taps.sum())
+    return np.asarray(taps / taps.sum())
 
 
 @lru_cache(maxsize=64)
@@ -94,10 +94,17 @@ def resample(x: Floats, fs_mhz: int) -> Floats:
     return fir(x, -(-x.shape[-1] * ratio.numerator // ratio.denominator))
 
 
+def _interpolating_taps() -> NDArray[np.float64]:
+    """20 -> 500 Hz. Each of the 25 phases has unit gain at 0 Hz: otherwise a constant would come out as a 20 Hz comb."""
+    taps = _lowpass(DECIMATION_TAPS, 5.0, FS)
+    phase = (np.arange(DECIMATION_TAPS) - DECIMATION_TAPS // 2) % DECIMATION
+    return np.asarray(taps / np.bincount(phase, weights=taps)[phase])
+
+
 _LOW = BlockFir(_lowpass(LOW_PASS_TAPS, LOW_PASS_HZ, FS), block=64)
 _DOWN = BlockFir(_lowpass(DECIMATION_TAPS, 5.0, FS), down=DECIMATION)
 _DRIFT = BlockFir(_lowpass(HIGH_PASS_TAPS, HIGH_PASS_HZ, FS / DECIMATION), block=16)
-_UP = BlockFir(_lowpass(DECIMATION_TAPS, 5.0, FS, gain=DECIMATION), up=DECIMATION)
+_UP = BlockFir(_interpolating_taps(), up=DECIMATION)
 _MARGIN = 50  # decimated samples (2.5 s) of reflected signal on each side of the high-pass
 
 
@@ -115,7 +122,7 @@ def bandpass(x: Floats) -> Floats:
 _HALF_LOW, _HALF_SLOW, _HALF_DRIFT = LOW_PASS_TAPS // 2, DECIMATION_TAPS // DECIMATION // 2, HIGH_PASS_TAPS // 2
 _EDGE = _HALF_SLOW * DECIMATION  # samples beyond an end that the slow signal sees
 _DOWN_8 = BlockFir(_lowpass(DECIMATION_TAPS, 5.0, FS), down=DECIMATION, block=8)
-_UP_4 = BlockFir(_lowpass(DECIMATION_TAPS, 5.0, FS, gain=DECIMATION), up=DECIMATION, block=4)
+_UP_4 = BlockFir(_interpolating_taps(), up=DECIMATION, block=4)
 
 
 def to_band(x: Floats, fs_mhz: int) -> Floats:
