@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from encoders.signal import Layout
 from stream_worker.proto.ecg_chunk_pb2 import MILLIVOLT, NO_UNIT, Chunk
+from stream_worker.proto.ecg_chunk_pb2 import Layout as LayoutMessage
 
 __all__ = ["encode_chunk"]
 
@@ -34,11 +35,13 @@ def encode_chunk(
         session_id=session_id,
         session_start_ns=session_start_ns,
         first_sample=first_sample,
-        fs_mhz=layout.fs_mhz,
-        leads=layout.leads,
-        gain=gain[:1] if len(set(gain)) == 1 else gain,
-        baseline=() if not any(baseline) else baseline[:1] if len(set(baseline)) == 1 else baseline,
+        layout=LayoutMessage(
+            fs_mhz=layout.fs_mhz,
+            leads=layout.leads,
+            gain=gain[:1] if len(set(gain)) == 1 else gain,
+            baseline=() if not any(baseline) else baseline[:1] if len(set(baseline)) == 1 else baseline,
+            unit=NO_UNIT if layout.unit == "NU" else MILLIVOLT,
+        ),
         samples=samples.astype("<i2", copy=False).tobytes(),
-        unit=NO_UNIT if layout.unit == "NU" else MILLIVOLT,
         last=last,
     ).SerializeToString()

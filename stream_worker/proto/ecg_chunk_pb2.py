@@ -24,17 +24,21 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x0f\x65\x63g_chunk.proto\x12\x06\x65\x63g.v1\"\xf6\x01\n\x05\x43hunk\x12\x11\n\tstream_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x18\n\x10session_start_ns\x18\x03 \x01(\x03\x12\x14\n\x0c\x66irst_sample\x18\x04 \x01(\x03\x12\x0e\n\x06\x66s_mhz\x18\x05 \x01(\r\x12\r\n\x05leads\x18\x06 \x03(\t\x12\x0c\n\x04gain\x18\x07 \x03(\x01\x12\x10\n\x08\x62\x61seline\x18\x08 \x03(\x01\x12\x0f\n\x07samples\x18\t \x01(\x0c\x12\x1c\n\x05order\x18\n \x01(\x0e\x32\r.ecg.v1.Order\x12\x1a\n\x04unit\x18\x0b \x01(\x0e\x32\x0c.ecg.v1.Unit\x12\x0c\n\x04last\x18\x0c \x01(\x08*(\n\x05Order\x12\x0e\n\nLEAD_MAJOR\x10\x00\x12\x0f\n\x0bINTERLEAVED\x10\x01*\"\n\x04Unit\x12\r\n\tMILLIVOLT\x10\x00\x12\x0b\n\x07NO_UNIT\x10\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x0f\x65\x63g_chunk.proto\x12\x06\x65\x63g.v1\"c\n\x06Layout\x12\x0e\n\x06\x66s_mhz\x18\x01 \x01(\r\x12\r\n\x05leads\x18\x02 \x03(\t\x12\x0c\n\x04gain\x18\x03 \x03(\x01\x12\x10\n\x08\x62\x61seline\x18\x04 \x03(\x01\x12\x1a\n\x04unit\x18\x05 \x01(\x0e\x32\x0c.ecg.v1.Unit\"\xbb\x01\n\x05\x43hunk\x12\x11\n\tstream_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x18\n\x10session_start_ns\x18\x03 \x01(\x03\x12\x14\n\x0c\x66irst_sample\x18\x04 \x01(\x03\x12\x1e\n\x06layout\x18\x05 \x01(\x0b\x32\x0e.ecg.v1.Layout\x12\x0f\n\x07samples\x18\x06 \x01(\x0c\x12\x1c\n\x05order\x18\x07 \x01(\x0e\x32\r.ecg.v1.Order\x12\x0c\n\x04last\x18\x08 \x01(\x08\"\xb1\x01\n\x0b\x43hunkRecord\x12\x11\n\tstream_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x18\n\x10session_start_ns\x18\x03 \x01(\x03\x12\x14\n\x0c\x66irst_sample\x18\x04 \x01(\x03\x12\x0e\n\x06layout\x18\x05 \x01(\x0c\x12\x0f\n\x07samples\x18\x06 \x01(\x0c\x12\x1c\n\x05order\x18\x07 \x01(\x0e\x32\r.ecg.v1.Order\x12\x0c\n\x04last\x18\x08 \x01(\x08*(\n\x05Order\x12\x0e\n\nLEAD_MAJOR\x10\x00\x12\x0f\n\x0bINTERLEAVED\x10\x01*\"\n\x04Unit\x12\r\n\tMILLIVOLT\x10\x00\x12\x0b\n\x07NO_UNIT\x10\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ecg_chunk_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ORDER']._serialized_start=276
-  _globals['_ORDER']._serialized_end=316
-  _globals['_UNIT']._serialized_start=318
-  _globals['_UNIT']._serialized_end=352
-  _globals['_CHUNK']._serialized_start=28
-  _globals['_CHUNK']._serialized_end=274
+  _globals['_ORDER']._serialized_start=498
+  _globals['_ORDER']._serialized_end=538
+  _globals['_UNIT']._serialized_start=540
+  _globals['_UNIT']._serialized_end=574
+  _globals['_LAYOUT']._serialized_start=27
+  _globals['_LAYOUT']._serialized_end=126
+  _globals['_CHUNK']._serialized_start=129
+  _globals['_CHUNK']._serialized_end=316
+  _globals['_CHUNKRECORD']._serialized_start=319
+  _globals['_CHUNKRECORD']._serialized_end=496
 # @@protoc_insertion_point(module_scope)

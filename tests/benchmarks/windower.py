@@ -11,7 +11,7 @@ from stream_worker.encode import encode_chunk
 from stream_worker.proto.ecg_chunk_pb2 import Chunk
 from stream_worker.run import Rules
 from stream_worker.window import Windower
-from stream_worker.wire import Decoder
+from stream_worker.wire import INT16, Decoder
 from tests.benchmarks.timing import ratio
 from tests.support import layout, signal
 
@@ -41,9 +41,8 @@ def measure() -> dict[str, float]:
     def scatter() -> None:
         buffers = {f"s{s}": np.empty((12, 5000), dtype=np.int16) for s in range(STREAMS)}
         for _, value in log:
-            message = Chunk()
-            message.ParseFromString(value)
-            x = np.frombuffer(message.samples, dtype="<i2").reshape(12, -1)
+            message = Chunk.FromString(value)
+            x = np.frombuffer(message.samples, INT16).reshape(12, -1)
             at = message.first_sample % 5000
             buffers[message.stream_id][:, at : at + x.shape[1]] = x
 

@@ -148,11 +148,12 @@ def test_chunk_round_trip() -> None:
     samples = np.array([[1, -2, ABSENT], [4, 5, 32767]], dtype=np.int16)
     chunk = Chunk.FromString(encode_chunk("p1", "s1", 123, layout, 9, samples, last=True))
     assert (chunk.stream_id, chunk.session_id, chunk.session_start_ns, chunk.first_sample) == ("p1", "s1", 123, 9)
-    assert (chunk.fs_mhz, list(chunk.leads), chunk.unit, chunk.last) == (360_000, ["II", "V5"], NO_UNIT, True)
-    assert list(chunk.gain) == [200.0, 100.0]
-    assert list(chunk.baseline) == [1024.0]
+    assert (chunk.layout.fs_mhz, list(chunk.layout.leads), chunk.layout.unit, chunk.last) == (360_000, ["II", "V5"], NO_UNIT, True)
+    assert list(chunk.layout.gain) == [200.0, 100.0]
+    assert list(chunk.layout.baseline) == [1024.0]
     assert np.array_equal(np.frombuffer(chunk.samples, "<i2").reshape(2, 3), samples)
-    back = Layout.of(chunk.fs_mhz, list(chunk.leads), list(chunk.gain), list(chunk.baseline), "NU")
+    told = chunk.layout
+    back = Layout.of(told.fs_mhz, list(told.leads), list(told.gain), list(told.baseline), "NU")
     assert back == layout
 
 
@@ -201,7 +202,7 @@ def test_fleet_faults_are_as_asked_and_stay_within_the_grace(chunk_ms: int) -> N
     n_chunks = 40_000 // chunk_ms
     seen, repeated, late = 0, 0, 0
     for chunks in streams.values():
-        per = chunks[0].fs_mhz * chunk_ms // 1_000_000
+        per = chunks[0].layout.fs_mhz * chunk_ms // 1_000_000
         highest = -1
         for chunk in chunks:
             k = chunk.first_sample // per

@@ -23,16 +23,11 @@ X = signal(L, 500)
 
 
 def fields(**changes: Any) -> dict[str, Any]:
-    good = {
-        "stream_id": "s",
-        "session_id": "1",
-        "first_sample": 0,
-        "fs_mhz": 500_000,
-        "leads": ["I", "II"],
-        "gain": [1000.0],
-        "samples": signal(layout(), 100).tobytes(),
-    }
-    return good | changes
+    """Of a good chunk; changes to the layout's fields go there."""
+    inner: dict[str, Any] = {"fs_mhz": 500_000, "leads": ["I", "II"], "gain": [1000.0]}
+    inner |= {name: changes.pop(name) for name in ("fs_mhz", "leads", "gain", "baseline", "unit") if name in changes}
+    good = {"stream_id": "s", "session_id": "1", "first_sample": 0, "layout": pb.Layout(**inner)}
+    return good | {"samples": signal(layout(), 100).tobytes()} | changes
 
 
 def test_round_trip() -> None:
@@ -79,6 +74,7 @@ def test_vendor_spellings_feed_the_same_run() -> None:
         ("session_id", {"session_id": "x" * 200}),
         ("schema", {"order": 7}),
         ("unknown_unit", {"unit": 9}),
+        ("layout_shape", {"leads": ["I"] * 2000}),
         ("stream_id", {"stream_id": ""}),
     ],
 )
@@ -109,7 +105,7 @@ def test_refused_bytes(code: str, key: bytes | None, value: bytes | None) -> Non
 
 
 def test_a_limit_is_checked_before_anything_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pb.Chunk, "ParseFromString", lambda *_: pytest.fail("decoded"), raising=False)
+    monkeypatch.setattr("stream_worker.wire.ecg_chunk_pb2", None)  # decoding would raise AttributeError
     with pytest.raises(BadInput, match="limit"):
         Decoder(max_bytes=1000)(b"s", b"\0" * 1001)
 
@@ -144,6 +140,20 @@ def test_a_dead_letter_names_the_record_and_holds_no_payload_unless_told() -> No
         jsonschema.validate(body, schema("dead-letter"))
         assert (body["partition"], body["offset"], body["reason"], body["bytes"]) == (3, 17, "late", len(value))
         assert ("payload_hex" in body) is keep
+
+
+def test_what_the_worker_reads_is_the_same_on_the_wire() -> None:
+    value = pb.Chunk(**fields(last=True, order=pb.INTERLEAVED, session_start_ns=5)).SerializeToString()
+    assert pb.ChunkRecord.FromString(value).SerializeToString() == value
+    assert [f.name for f in pb.Chunk.DESCRIPTOR.fields] == [f.name for f in pb.ChunkRecord.DESCRIPTOR.fields]
+    assert [f.number for f in pb.Chunk.DESCRIPTOR.fields] == [f.number for f in pb.ChunkRecord.DESCRIPTOR.fields]
+
+
+def test_a_layout_that_is_no_layout() -> None:
+    value = pb.ChunkRecord(stream_id="s", layout=b"\xff\xff", samples=b"\0\0").SerializeToString()
+    with pytest.raises(BadInput) as caught:
+        Decoder()(b"s", value)
+    assert caught.value.code == "schema"
 
 
 def test_layouts_are_bounded() -> None:
