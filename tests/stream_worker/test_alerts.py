@@ -12,13 +12,14 @@ import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
 from stream_worker.episodes import Policy, step
-from stream_worker.errors import ConfigError
+from stream_worker.errors import BrokerUnavailable, ConfigError
 from stream_worker.seam import partition_for
 from stream_worker.settings import Settings
 from stream_worker.topics import apply
@@ -185,3 +186,23 @@ def test_every_way_of_connecting_can_be_configured(mechanism: Any, tmp_path: Pat
     assert app.conf.topic_partitions == 4
     assert app.conf.web_enabled is False
     assert build_app(Settings(), partitions=4, folder=tmp_path, web_port=6100).conf.web_port == 6100
+
+
+@pytest.mark.parametrize("in_recovery", [True, False])
+async def test_a_recovery_that_stands_still_ends_the_process(in_recovery: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from stream_worker import alerts
+
+    class App:
+        should_stop = False
+        crashed: BaseException | None = None
+        tables = SimpleNamespace(recovery=SimpleNamespace(in_recovery=in_recovery, active_offsets={"changelog-0": 7}))
+
+        async def crash(self, error: BaseException) -> None:
+            self.crashed = error
+
+    monkeypatch.setattr(alerts, "_STUCK_S", 0.5)
+    app = App()
+    watching = asyncio.create_task(alerts._end_when_stuck(app)())
+    await asyncio.wait({watching}, timeout=4)
+    watching.cancel()
+    assert isinstance(app.crashed, BrokerUnavailable) is in_recovery
