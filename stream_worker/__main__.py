@@ -140,9 +140,9 @@ def run(
     ] = None,
 ) -> None:
     """The worker: chunks from Kafka -> findings to Kafka, until SIGTERM; then it drains and commits."""
-    from stream_worker import commands
+    from stream_worker import operate
 
-    commands.run(kafka=kafka, redis=redis, artifact=artifact, group=group, start=start, hop_ms=hop_ms, http_port=http_port)
+    operate.run(kafka=kafka, redis=redis, artifact=artifact, group=group, start=start, hop_ms=hop_ms, http_port=http_port)
 
 
 @app.command()
@@ -172,17 +172,17 @@ def topics(
     kafka: Kafka = None,
 ) -> None:
     """Print or create the topics with the settings that the worker relies on."""
-    from stream_worker import commands
+    from stream_worker import operate
 
-    commands.topics(apply, partitions, replication, kafka)
+    operate.topics(apply, partitions, replication, kafka)
 
 
 @app.command()
 def check(kafka: Kafka = None, redis: Redis = None, artifact: ArtifactDir = None, json: Json = False) -> None:
     """Is everything in place? Configuration, model, labels, Kafka and its topics, Redis: what is wrong and what to do."""
-    from stream_worker import commands
+    from stream_worker import operate
 
-    commands.check(kafka, redis, artifact, json)
+    operate.check(kafka, redis, artifact, json)
 
 
 @app.command()
@@ -191,9 +191,9 @@ def alerts(
     web_port: Annotated[int | None, typer.Option("--web-port", help="Faust's web view of the episodes; default: none.")] = None,
 ) -> None:
     """The alert stage: findings -> few, stable episodes (onset, update, offset) on the topic ecg.alerts."""
-    from stream_worker import commands
+    from stream_worker import operate
 
-    commands.alerts(kafka, web_port)
+    operate.alerts(kafka, web_port)
 
 
 def main() -> Any:

@@ -1,12 +1,9 @@
-"""What the commands do. Each prepares settings, opens what it needs, and leaves the work to the modules beside it."""
+"""The commands of who tries, publishes or reads: demo, replay, publish, tail."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json as jsonlib
-import signal
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -17,25 +14,18 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from encoders.artifact import Artifact, ArtifactError
+from encoders.artifact import Artifact
 from encoders.recordings import Recording, RecordingError, find_recordings, read_recording
-from stream_worker import telemetry
-from stream_worker.errors import ArtifactRefused, BadInput, ConfigError, WorkerError
+from stream_worker.errors import BadInput, ConfigError
+from stream_worker.operate import kafka_broker, load_model, print_json, security_of
 from stream_worker.records import Finding
 from stream_worker.settings import Settings, load_settings
-from stream_worker.table import NOTICE, FindingsTable, line
+from stream_worker.table import FindingsTable, line
 from stream_worker.telemetry import Metrics
 
-__all__ = ["alerts", "check", "demo", "publish", "replay", "run", "tail", "topics"]
+__all__ = ["demo", "publish", "replay", "tail"]
 
 err = Console(stderr=True)
-
-
-def _artifact(settings: Settings) -> Artifact:
-    try:
-        return Artifact.load(settings.artifact_dir())
-    except ArtifactError as error:
-        raise ArtifactRefused(f"model refused: {error}") from None
 
 
 def _lead_map(pairs: Sequence[str]) -> dict[str, str]:
@@ -63,11 +53,6 @@ def _progress() -> Progress:
     return Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
 
 
-def _print_json(body: dict[str, Any]) -> None:
-    sys.stdout.write(jsonlib.dumps(body, ensure_ascii=False, separators=(",", ":")) + "\n")
-    sys.stdout.flush()
-
-
 # ---- replay
 
 
@@ -87,7 +72,7 @@ def replay(
         paths = [path for given in records for path in find_recordings(given)]
     except (RecordingError, ValueError) as error:
         raise ConfigError(str(error)) from None
-    model = _artifact(settings)
+    model = load_model(settings)
     failed = 0
     with model.open(settings.backend, settings.threads) as encoder, _progress() as progress:
         scorer = Scorer(encoder, model.bank(), Options(top=settings.top, all_scores=scores == "all"))
@@ -102,7 +87,7 @@ def replay(
             progress.update(task, description=recording.name)
             events = windows(recording, recording.name, "1", Rules(hop_ms=settings.hop_ms))
             for finding in findings(events, scorer, settings.batch_size, lambda n: progress.advance(task, n)):
-                _print_json(finding.body) if json else Console().print(line(finding.body), soft_wrap=True)
+                print_json(finding.body) if json else Console().print(line(finding.body), soft_wrap=True)
     if failed:
         raise ConfigError(f"{failed} of {len(paths)} recordings could not be read")
 
@@ -128,7 +113,7 @@ def demo(
     settings = load_settings(artifact=artifact, kafka=kafka, start="latest", group=f"ecg-demo-{uuid.uuid4().hex[:8]}")
     recordings = [_read(path, _lead_map(lead)) for given in record for path in find_recordings(given)]
     sources = [recorded(r, r.name, "1", session_start_ns(r), seconds) for r in recordings] or simulated(seconds, seed)
-    model = _artifact(settings)
+    model = load_model(settings)
     table = FindingsTable("ecg-worker demo")
     out = Console()
     with _watching(table, json, out) as (on_finding, tick):
@@ -143,7 +128,7 @@ def _watching(
 ) -> Iterator[tuple[Callable[[Finding], None], Callable[[int], None]]]:
     """Where findings go: JSON lines, a live table, or plain lines where nobody watches."""
     if json:
-        yield lambda finding: _print_json(finding.body), lambda second: None
+        yield lambda finding: print_json(finding.body), lambda second: None
         return
     if not out.is_terminal:
 
@@ -195,13 +180,13 @@ async def _demo(
     from stream_worker import topics as topic_plan
     from stream_worker.clients import DeviceProducer
 
-    await topic_plan.apply(settings, _security(settings), partitions=3, replication=1)
-    async with DeviceProducer(kafka, _security(settings)) as producer:
+    await topic_plan.apply(settings, security_of(settings), partitions=3, replication=1)
+    async with DeviceProducer(kafka, security_of(settings)) as producer:
 
         async def send(messages: Sequence[tuple[bytes, bytes]]) -> None:
             await producer.send(settings.chunks_topic, messages)
 
-        await run_demo(_kafka(settings), send, sources, model, settings, speed, on_finding, tick, labels, metrics)
+        await run_demo(kafka_broker(settings), send, sources, model, settings, speed, on_finding, tick, labels, metrics)
 
 
 # ---- publish, tail
@@ -223,7 +208,7 @@ def publish(
     async def send_all(tick: Callable[[int], None]) -> None:
         from stream_worker.clients import DeviceProducer
 
-        async with DeviceProducer(settings.kafka, _security(settings)) as producer:
+        async with DeviceProducer(settings.kafka, security_of(settings)) as producer:
 
             async def send(messages: Sequence[tuple[bytes, bytes]]) -> None:
                 await producer.send(settings.chunks_topic, messages)
@@ -248,7 +233,7 @@ def tail(
         from stream_worker.clients import follow as follow_topic
 
         shown: dict[str, None] = {}
-        stops = follow_topic(settings.kafka, settings.findings_topic, _security(settings), from_beginning, timeout)
+        stops = follow_topic(settings.kafka, settings.findings_topic, security_of(settings), from_beginning, timeout)
         async for record in stops:
             try:
                 body = parse_finding(record.value or b"")
@@ -260,126 +245,9 @@ def tail(
             shown[body["id"]] = None
             if len(shown) > 100_000:
                 shown.pop(next(iter(shown)))
-            _print_json(body) if json else Console().print(line(body), soft_wrap=True)
+            print_json(body) if json else Console().print(line(body), soft_wrap=True)
             if count is not None and len(shown) >= count:
                 return
 
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(follow())
-
-
-# ---- run
-
-
-def run(**options: Any) -> None:
-    """See `ecg-worker run --help`."""
-    settings = load_settings(**options)
-    telemetry.setup_logging(settings.log_level)
-    model = _artifact(settings)
-    asyncio.run(_run(settings, model))
-
-
-async def _run(settings: Settings, model: Artifact) -> None:
-    import structlog
-
-    from stream_worker.health import HealthServer
-    from stream_worker.labels import BankSource, BankWatcher, FixedBank
-    from stream_worker.pipeline import Pipeline
-    from stream_worker.score import Options, Scorer
-
-    log = structlog.get_logger("stream_worker")
-    metrics = Metrics()
-    with model.open(settings.backend, settings.threads) as encoder:
-        metrics.encoder.labels(encoder.digest[:16], encoder.backend).set(1)
-        labels: BankSource = FixedBank(model.bank())
-        if settings.redis is not None:
-            labels = BankWatcher(settings.redis.get_secret_value(), encoder.digest, encoder.dim, metrics, settings.bank_poll_s)
-        else:
-            log.warning("ECG_REDIS is not set: the labels are the artifact's own and will not be swapped")
-
-        def scorer() -> Scorer | None:
-            return None if labels.bank is None else Scorer(encoder, labels.bank, Options(top=settings.top))
-
-        pipeline = Pipeline(_kafka(settings), scorer, settings, metrics, labels)
-        server = HealthServer(settings.http_host, settings.http_port, metrics, pipeline.live, pipeline.ready)
-        try:
-            await server.start()
-        except OSError as error:
-            raise ConfigError(f"ECG_HTTP_PORT: port {settings.http_port} cannot be used: {error.strerror}") from None
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, pipeline.stop)
-        log.info(
-            "started", kafka=settings.kafka, model=model.digest[:16], backend=encoder.backend, port=server.port, notice=NOTICE
-        )
-        try:
-            await pipeline.run()
-        finally:
-            await server.stop()
-
-
-def alerts(kafka: str | None, web_port: int | None) -> None:
-    """See `ecg-worker alerts --help`."""
-    from stream_worker.alerts import run as run_alerts
-
-    settings = load_settings(kafka=kafka)
-    telemetry.setup_logging(settings.log_level)
-    run_alerts(settings, web_port)
-
-
-# ---- topics, check
-
-
-def topics(apply: bool, partitions: int, replication: int, kafka: str | None) -> None:
-    """See `ecg-worker topics --help`."""
-    from stream_worker import topics as topic_plan
-
-    settings = load_settings(kafka=kafka)
-    for text in topic_plan.command(settings, _security(settings), apply, partitions, replication):
-        print(text)
-
-
-def check(kafka: str | None, redis: str | None, artifact: Path | None, json: bool) -> None:
-    """See `ecg-worker check --help`."""
-    from stream_worker.check import problems
-
-    settings = load_settings(kafka=kafka, redis=redis, artifact=artifact)
-    found = asyncio.run(problems(settings, _security(settings)))
-    for item in found:
-        if json:
-            _print_json({"what": item.what, "ok": item.error is None, "detail": item.detail, "error": str(item.error or "")})
-        else:
-            mark = "[green]ok[/green]     " if item.error is None else "[red]problem[/red]"
-            Console().print(f"{mark} {item.what}: ", end="")
-            Console().print(item.detail if item.error is None else str(item.error), markup=False, soft_wrap=True)
-    worst: WorkerError | None = next((item.error for item in found if item.error is not None), None)
-    if worst is not None:
-        raise SystemExit(worst.exit_code)
-
-
-# ---- the real services
-
-
-def _security(settings: Settings) -> dict[str, Any]:
-    from stream_worker.kafka_security import security
-
-    password = settings.kafka_password.get_secret_value() if settings.kafka_password else None
-    return security(
-        protocol=settings.kafka_security,
-        mechanism=settings.kafka_sasl_mechanism,
-        username=settings.kafka_username,
-        password=password,
-        ca_file=settings.kafka_ca_file,
-    )
-
-
-def _kafka(settings: Settings) -> Any:
-    from stream_worker.broker import KafkaBroker
-
-    return KafkaBroker(
-        bootstrap=settings.kafka,
-        group=settings.group,
-        chunks=settings.chunks_topic,
-        findings=settings.findings_topic,
-        security=_security(settings),
-        start_timeout_s=settings.outage_limit_s,
-    )
