@@ -18,7 +18,8 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from encoders.preprocess import FLAT_MV, Calibrated, Floats, Prepared
+from encoders.filters import Floats
+from encoders.preprocess import FLAT_MV, Calibrated, Prepared
 from encoders.signal import LEADS, Layout, lead_bits
 
 __all__ = ["ISSUES", "Quality", "assess"]

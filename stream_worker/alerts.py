@@ -212,14 +212,10 @@ def run(settings: Settings, web_port: int | None = None) -> None:
 
 
 async def _describe(settings: Settings) -> Mapping[str, Any]:
-    from stream_worker.broker import describe_topics
-    from stream_worker.kafka_security import security
+    from stream_worker.kafka_admin import describe_topics
+    from stream_worker.kafka_security import security_of
 
-    password = settings.kafka_password.get_secret_value() if settings.kafka_password else None
-    given = security(
-        settings.kafka_security, settings.kafka_sasl_mechanism, settings.kafka_username, password, settings.kafka_ca_file
-    )
-    return await describe_topics(settings.kafka, [settings.findings_topic, settings.alerts_topic], given)
+    return await describe_topics(settings.kafka, [settings.findings_topic, settings.alerts_topic], security_of(settings))
 
 
 def _credentials(settings: Settings) -> Any:

@@ -1,4 +1,4 @@
-"""The broker seam over a Kafka cluster, and what `topics` and `check` ask of one: the only module that imports aiokafka.
+"""The broker seam over a Kafka cluster.
 
 What the client does not do by itself, and this module does:
   - it forgets nothing silently: an offset that the log does not hold is raised as OffsetLost, never reset;
@@ -13,22 +13,21 @@ What the client does not do by itself, and this module does:
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
-from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError, OffsetOutOfRangeError, for_code
+from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError, OffsetOutOfRangeError
 
 from stream_worker.errors import BrokerUnavailable, ConfigError, WorkerError
-from stream_worker.seam import Headers, OffsetLost, OnPartitions, Outgoing, Position, Record, TopicState
+from stream_worker.kafka_admin import closed, connect_admin, refusal
+from stream_worker.seam import Headers, OffsetLost, OnPartitions, Outgoing, Position, Record
 
-__all__ = ["KafkaBroker", "create_topics", "describe_topics"]
+__all__ = ["KafkaBroker"]
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -36,7 +35,6 @@ _T = TypeVar("_T")
 _RETRY_S = 0.5
 _WATCH_S = 1.0
 _WATCH_LIMIT_S = 3.0
-_CLOSE_LIMIT_S = 10.0
 # One request is under way per node at a time, so a fetch that waits for an idle partition keeps a busy one waiting too.
 _FETCH_WAIT_MS = 50
 _FETCH_PARTITION_BYTES = 2 << 20
@@ -103,7 +101,7 @@ class KafkaBroker:
         deadline = time.monotonic() + self._start_timeout_s
         self._on_revoked = on_revoked
         try:
-            self._admin = await _connect_admin(self._common, self._request_timeout_s, deadline)
+            self._admin = await connect_admin(self._common, self._request_timeout_s, deadline)
             await self._learn_counts()
             if self.chunk_partitions() == 0:
                 raise ConfigError(f"topic {self._chunks} does not exist at {self._bootstrap}: ecg-worker topics --apply")
@@ -135,13 +133,13 @@ class KafkaBroker:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         if consumer is not None:
-            await _closed(consumer.stop(), "consumer")
+            await closed(consumer.stop(), "consumer")
             # A fetch that failed just now ends the client's own stop() half way: its connections are still open then.
-            await _closed(consumer._client.close(), "consumer's connections")
+            await closed(consumer._client.close(), "consumer's connections")
         if producer is not None:
-            await _closed(producer.stop(), "producer")
+            await closed(producer.stop(), "producer")
         if admin is not None:
-            await _closed(admin.close(), "admin client")
+            await closed(admin.close(), "admin client")
 
     def _new_consumer(self, **kwargs: Any) -> AIOKafkaConsumer:
         # The assignor keeps its memory in class attributes: a class of its own keeps two consumers of a process apart.
@@ -176,7 +174,7 @@ class KafkaBroker:
             try:
                 await producer.start()
             except BaseException:
-                await _closed(producer.stop(), "producer")
+                await closed(producer.stop(), "producer")
                 raise
             self._producer = producer
         return self._producer
@@ -200,7 +198,7 @@ class KafkaBroker:
             return {}
         except KafkaError as error:
             if not error.retriable:
-                raise _refusal(error, self._bootstrap) from error
+                raise refusal(error, self._bootstrap) from error
             await asyncio.sleep(min(timeout_ms / 1000, _RETRY_S))
             return {}
         self._next.update((tp.partition, records[-1].offset + 1) for tp, records in found.items())
@@ -291,7 +289,7 @@ class KafkaBroker:
                 if time.monotonic() - heard > self._request_timeout_s:
                     raise BrokerUnavailable(f"reading {topic}[{partition}] at {self._bootstrap}: no answer")
         finally:
-            await _closed(reader.stop(), "reader")
+            await closed(reader.stop(), "reader")
 
     # Writing
 
@@ -306,7 +304,7 @@ class KafkaBroker:
             return [future.result().offset for future in waiting]
         except KafkaError as error:
             self._replace_producer()
-            raise _refusal(error, self._bootstrap) from error
+            raise refusal(error, self._bootstrap) from error
         except BrokerUnavailable:
             self._replace_producer()
             raise
@@ -340,7 +338,7 @@ class KafkaBroker:
     def _replace_producer(self) -> None:
         producer, self._producer = self._producer, None
         if producer is not None:
-            self._spawn(_closed(producer.stop(), "producer", self._publish_timeout_s))
+            self._spawn(closed(producer.stop(), "producer", self._publish_timeout_s))
 
     async def commit(self, positions: Mapping[int, Position]) -> None:
         owned = {tp: tuple(positions[tp.partition]) for tp in self._held(positions)}
@@ -403,7 +401,7 @@ class KafkaBroker:
         except (CommitFailedError, IllegalStateError):
             raise
         except KafkaError as error:
-            raise _refusal(error, self._bootstrap) from error
+            raise refusal(error, self._bootstrap) from error
 
     def _chunk(self, partition: int) -> TopicPartition:
         return TopicPartition(self._chunks, partition)
@@ -460,108 +458,3 @@ def _look(future: asyncio.Future[Any]) -> None:
     """Take note of a failure that nobody waits for any more."""
     if not future.cancelled():
         future.exception()
-
-
-def _refusal(error: KafkaError, bootstrap: str) -> WorkerError:
-    """Waiting mends the retriable ones; the others are a matter of configuration or rights."""
-    kind = BrokerUnavailable if error.retriable else ConfigError
-    return kind(f"broker {bootstrap}: {type(error).__name__}: {error}")
-
-
-async def _closed(closing: Coroutine[Any, Any, None], what: str, limit_s: float = _CLOSE_LIMIT_S) -> None:
-    """Close within a time; what cannot be closed in order (no broker) is left behind and said."""
-    task = asyncio.create_task(closing)  # of its own: the client lets cancellations of its inner tasks out
-    try:
-        await asyncio.wait({task}, timeout=limit_s)
-    finally:
-        task.cancel()
-    (error,) = await asyncio.gather(task, return_exceptions=True)
-    if isinstance(error, BaseException):
-        _log.warning("the %s did not close in order: %r", what, error)
-
-
-async def _connect_admin(common: Mapping[str, Any], request_timeout_s: float, deadline: float) -> AIOKafkaAdminClient:
-    """An admin client that has talked to the cluster; retries until `deadline` (monotonic), then BrokerUnavailable."""
-    begun = time.monotonic()
-    while True:
-        admin = AIOKafkaAdminClient(**common, request_timeout_ms=int(request_timeout_s * 1000))
-        left = deadline - time.monotonic()
-        try:
-            async with asyncio.timeout(max(0.1, left)):
-                await admin.start()
-                return admin
-        except (KafkaError, TimeoutError, OSError) as error:
-            with contextlib.suppress(KafkaError, OSError):
-                await admin.close()
-            if isinstance(error, KafkaError) and not error.retriable:
-                raise _refusal(error, str(common["bootstrap_servers"])) from error
-            if left < _RETRY_S:
-                waited = time.monotonic() - begun
-                where = common["bootstrap_servers"]
-                raise BrokerUnavailable(f"no Kafka broker answers at {where} (tried for {waited:.0f} s)") from error
-            await asyncio.sleep(_RETRY_S)
-
-
-# What the `topics` and `check` commands ask
-
-
-async def describe_topics(
-    bootstrap: str, names: Sequence[str], security: Mapping[str, Any] | None = None, timeout_s: float = 15.0
-) -> dict[str, TopicState]:
-    """The named topics that exist. Raises BrokerUnavailable, or ConfigError when the cluster refuses to say."""
-    async with _admin(bootstrap, security, timeout_s) as admin:
-        described = {t["topic"]: t["partitions"] for t in await admin.describe_topics(list(names)) if t["error_code"] == 0}
-        if not described:
-            return {}
-        wanted = [ConfigResource(ConfigResourceType.TOPIC, name) for name in described]
-        settings: dict[str, dict[str, str]] = {}
-        for response in await admin.describe_configs(wanted):
-            for code, message, _, name, entries in response.resources:
-                if code:
-                    raise ConfigError(f"settings of topic {name}: {for_code(code).__name__} {message or ''}")
-                settings[name] = {entry[0]: entry[1] for entry in entries}
-        return {
-            name: TopicState(name, len(parts), min((len(part["replicas"]) for part in parts), default=0), settings[name])
-            for name, parts in described.items()
-        }
-
-
-async def create_topics(
-    bootstrap: str,
-    topics: Sequence[TopicState],
-    security: Mapping[str, Any] | None = None,
-    timeout_s: float = 15.0,
-) -> None:
-    """Create topics and wait until they can be used; replication -1 takes the cluster's default.
-
-    Raises ConfigError naming what the cluster refused.
-    """
-    async with _admin(bootstrap, security, timeout_s) as admin:
-        new = [NewTopic(t.name, t.partitions, t.replication, topic_configs=dict(t.settings)) for t in topics]
-        answer = await admin.create_topics(new, timeout_ms=int(timeout_s * 1000))
-        for name, code, *message in answer.topic_errors:
-            if code:
-                raise ConfigError(f"topic {name} was not created: {for_code(code).__name__} {message[0] if message else ''}")
-        # Created is not yet known everywhere: a client that asks too early hears that there is no such topic.
-        names = [topic.name for topic in topics]
-        while not all(map(_has_leaders, await admin.describe_topics(names))):
-            await asyncio.sleep(0.05)
-
-
-def _has_leaders(described: Mapping[str, Any]) -> bool:
-    return described["error_code"] == 0 and all(part["leader"] >= 0 for part in described["partitions"])
-
-
-@contextlib.asynccontextmanager
-async def _admin(bootstrap: str, security: Mapping[str, Any] | None, timeout_s: float) -> AsyncIterator[AIOKafkaAdminClient]:
-    common = {"bootstrap_servers": bootstrap, "client_id": "ecg-worker-admin", **(security or {})}
-    admin = await _connect_admin(common, timeout_s, time.monotonic() + timeout_s)
-    try:
-        async with asyncio.timeout(timeout_s):
-            yield admin
-    except KafkaError as error:
-        raise _refusal(error, bootstrap) from error
-    except TimeoutError as error:
-        raise BrokerUnavailable(f"broker {bootstrap}: no answer within {timeout_s:.0f} s") from error
-    finally:
-        await _closed(admin.close(), "admin client")

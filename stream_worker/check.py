@@ -41,10 +41,10 @@ async def problems(settings: Settings, security: Mapping[str, Any]) -> list[Item
 
 
 async def _kafka(settings: Settings, security: Mapping[str, Any]) -> list[Item]:
-    from stream_worker import topics
+    from stream_worker.topics import inspect
 
     try:
-        found = await topics.inspect(settings, security)
+        found = await inspect(settings, security)
     except (BrokerUnavailable, ConfigError) as error:
         return [Item("kafka", "", error)]
     items = [Item("kafka", f"answers at {settings.kafka}", None)]

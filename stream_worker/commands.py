@@ -17,7 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from encoders.artifact import Artifact
 from encoders.recordings import Recording, RecordingError, find_recordings, read_recording
 from stream_worker.errors import BadInput, ConfigError
-from stream_worker.operate import kafka_broker, load_model, print_json, security_of
+from stream_worker.kafka_security import security_of
+from stream_worker.operate import kafka_broker, load_model, print_json
 from stream_worker.records import Finding
 from stream_worker.settings import Settings, load_settings
 from stream_worker.table import FindingsTable, line

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from stream_worker.errors import ConfigError
+from stream_worker.settings import Settings
 
-__all__ = ["security"]
+__all__ = ["security", "security_of"]
 
 
 def security(
@@ -34,3 +35,11 @@ def security(
             raise ConfigError(f"{protocol} needs a user name and a password (ECG_KAFKA_USERNAME, ECG_KAFKA_PASSWORD)")
         given |= {"sasl_mechanism": mechanism, "sasl_plain_username": username, "sasl_plain_password": password}
     return given
+
+
+def security_of(settings: Settings) -> dict[str, Any]:
+    """The same, from settings."""
+    password = settings.kafka_password.get_secret_value() if settings.kafka_password else None
+    return security(
+        settings.kafka_security, settings.kafka_sasl_mechanism, settings.kafka_username, password, settings.kafka_ca_file
+    )

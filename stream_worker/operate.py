@@ -14,11 +14,12 @@ from rich.console import Console
 from encoders.artifact import Artifact, ArtifactError
 from stream_worker import telemetry
 from stream_worker.errors import ArtifactRefused, ConfigError, WorkerError
+from stream_worker.kafka_security import security_of
 from stream_worker.settings import Settings, load_settings
 from stream_worker.table import NOTICE
 from stream_worker.telemetry import Metrics
 
-__all__ = ["alerts", "check", "kafka_broker", "load_model", "print_json", "run", "security_of", "topics"]
+__all__ = ["alerts", "check", "kafka_broker", "load_model", "print_json", "run", "topics"]
 
 
 def load_model(settings: Settings) -> Artifact:
@@ -33,20 +34,6 @@ def print_json(body: dict[str, Any]) -> None:
     """One object, one line, at once."""
     sys.stdout.write(jsonlib.dumps(body, ensure_ascii=False, separators=(",", ":")) + "\n")
     sys.stdout.flush()
-
-
-def security_of(settings: Settings) -> dict[str, Any]:
-    """How to connect, for every client; it holds the password."""
-    from stream_worker.kafka_security import security
-
-    password = settings.kafka_password.get_secret_value() if settings.kafka_password else None
-    return security(
-        protocol=settings.kafka_security,
-        mechanism=settings.kafka_sasl_mechanism,
-        username=settings.kafka_username,
-        password=password,
-        ca_file=settings.kafka_ca_file,
-    )
 
 
 def kafka_broker(settings: Settings) -> Any:

@@ -145,25 +145,25 @@ async def apply(settings: Settings, security: Mapping[str, Any] | None, partitio
     When chunks or findings exist, the missing ones get their partition count, whatever `partitions` says: the counts must
     be equal. Raises BrokerUnavailable or ConfigError.
     """
-    from stream_worker import broker
+    from stream_worker import kafka_admin
 
     names = TopicNames.of(settings)
-    found = await broker.describe_topics(settings.kafka, names, security)
+    found = await kafka_admin.describe_topics(settings.kafka, names, security)
     given = found.get(names.chunks) or found.get(names.findings)
     wanted = plan(given.partitions if given else partitions, replication, names)
     missing = [topic for topic in wanted if topic.name not in found]
     if missing:
-        await broker.create_topics(settings.kafka, missing, security)
+        await kafka_admin.create_topics(settings.kafka, missing, security)
     told = problems({**found, **{topic.name: topic for topic in missing}}, names)
     return Applied(missing, [*told, *differences(found, plan(partitions, replication, names))])
 
 
 async def inspect(settings: Settings, security: Mapping[str, Any] | None) -> list[str]:
     """`problems` of the topics as the cluster has them. Raises BrokerUnavailable or ConfigError."""
-    from stream_worker import broker
+    from stream_worker import kafka_admin
 
     names = TopicNames.of(settings)
-    return problems(await broker.describe_topics(settings.kafka, names, security), names)
+    return problems(await kafka_admin.describe_topics(settings.kafka, names, security), names)
 
 
 def command(

@@ -148,7 +148,12 @@ def test_chunk_round_trip() -> None:
     samples = np.array([[1, -2, ABSENT], [4, 5, 32767]], dtype=np.int16)
     chunk = Chunk.FromString(encode_chunk("p1", "s1", 123, layout, 9, samples, last=True))
     assert (chunk.stream_id, chunk.session_id, chunk.session_start_ns, chunk.first_sample) == ("p1", "s1", 123, 9)
-    assert (chunk.layout.fs_mhz, list(chunk.layout.leads), chunk.layout.unit, chunk.last) == (360_000, ["II", "V5"], NO_UNIT, True)
+    assert (chunk.layout.fs_mhz, list(chunk.layout.leads), chunk.layout.unit, chunk.last) == (
+        360_000,
+        ["II", "V5"],
+        NO_UNIT,
+        True,
+    )
     assert list(chunk.layout.gain) == [200.0, 100.0]
     assert list(chunk.layout.baseline) == [1024.0]
     assert np.array_equal(np.frombuffer(chunk.samples, "<i2").reshape(2, 3), samples)

@@ -7,8 +7,8 @@ import uuid
 
 import pytest
 
-from stream_worker.broker import create_topics, describe_topics
 from stream_worker.errors import BrokerUnavailable, ConfigError
+from stream_worker.kafka_admin import create_topics, describe_topics
 from stream_worker.seam import TopicState
 from stream_worker.settings import Settings
 from stream_worker.topics import TopicNames, apply, command, differences, inspect, plan, problems
