@@ -11,6 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
+import re
+import stat
 import zipfile
 from dataclasses import dataclass
 from datetime import datetime
@@ -41,6 +44,8 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 REQUIRED = ("encoder.onnx", "labels.bank", "thresholds.json", "golden.npz")
 NAME_DIGITS = 16  # of the digest, in the directory's name
+NAMED = re.compile(r"[0-9a-f]{16}")  # a directory whose name claims a digest
+MAX_MANIFEST = 1 << 20
 
 Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -113,7 +118,7 @@ class Artifact:
     def load(cls, directory: Path) -> Artifact:
         """Read the manifest and verify. A directory that only holds one artifact directory stands for it."""
         directory = _find(Path(directory))
-        raw = (directory / MANIFEST).read_bytes()
+        raw = _read(directory / MANIFEST, MAX_MANIFEST)
         try:
             manifest = Manifest.model_validate_json(raw)
         except ValidationError as error:
@@ -121,6 +126,10 @@ class Artifact:
             where = ".".join(map(str, first["loc"])) or "document"
             raise ArtifactError(f"{MANIFEST}: {where}: {first['msg']}, found {str(first['input'])[:60]!r}") from None
         artifact = cls(directory, manifest, hashlib.sha256(raw).hexdigest())
+        if NAMED.fullmatch(directory.name) and not artifact.digest.startswith(directory.name):
+            raise ArtifactError(
+                f"{MANIFEST}: digest {directory.name} expected by the directory's name, found {artifact.digest[:16]}"
+            )
         artifact.verify()
         return artifact
 
@@ -134,10 +143,7 @@ class Artifact:
         entry = self.manifest.files.get(name)
         if entry is None:
             raise ArtifactError(f"{name}: not listed in {MANIFEST}, which lists {', '.join(sorted(self.manifest.files))}")
-        try:
-            data = (self.directory / name).read_bytes()
-        except OSError as error:
-            raise ArtifactError(f"{name}: {entry.bytes} bytes expected, but it cannot be read ({error.strerror})") from None
+        data = _read(self.directory / name, entry.bytes)
         if len(data) != entry.bytes:
             raise ArtifactError(f"{name}: {entry.bytes} bytes expected, found {len(data)}")
         if (found := hashlib.sha256(data).hexdigest()) != entry.sha256:
@@ -164,7 +170,18 @@ class Artifact:
                 )
         for name in sorted(manifest.files):
             self.read(name)
-        self.bank()
+        self._check_thresholds(self.bank())
+
+    def _check_thresholds(self, bank: LabelBank) -> None:
+        """thresholds.json is for readers; the bank's are used. They must not differ."""
+        try:
+            told = dict(json.loads(self.read("thresholds.json"))["thresholds"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ArtifactError(f"thresholds.json: an object of thresholds expected, found {type(error).__name__}") from None
+        used = {label.id: label.threshold for label in bank.labels}
+        for id in sorted(told.keys() | used.keys()):
+            if told.get(id) != used.get(id):
+                raise ArtifactError(f"thresholds.json: {id} {used.get(id)} expected from labels.bank, found {told.get(id)}")
 
     def bank(self) -> LabelBank:
         """The label bank, checked against encoder and D. Raises ArtifactError."""
@@ -228,6 +245,19 @@ def read_golden(data: bytes) -> tuple[Floats, Floats]:
             return chain.preprocess(z["samples"], layout).x, np.asarray(z["embedding"], dtype=np.float32)
     except (EOFError, KeyError, OSError, SignalError, ValueError, zipfile.BadZipFile) as error:
         raise ArtifactError(f"golden.npz: samples, layout and embedding expected, found {error}") from None
+
+
+def _read(path: Path, limit: int) -> bytes:
+    """The bytes of a regular file of at most `limit` bytes. Raises ArtifactError before anything larger is read."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise ArtifactError(f"{path.name}: a regular file expected, found another kind")
+        if status.st_size > limit:
+            raise ArtifactError(f"{path.name}: {limit} bytes expected at most, found {status.st_size}")
+        return path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{path.name}: {limit} bytes expected, but it cannot be read ({error.strerror})") from None
 
 
 def _find(directory: Path) -> Path:

@@ -9,25 +9,45 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from encoders.signal import LEADS, lead_bits
 
-__all__ = ["MIN_POSITIVES", "BankError", "Label", "LabelBank", "TextModel", "assessable"]
+__all__ = [
+    "MIN_POSITIVES",
+    "VOLTAGE_CODES",
+    "BankError",
+    "Label",
+    "LabelBank",
+    "TextModel",
+    "assessable",
+    "rests_on_amplitude",
+]
 
 MAGIC = b"ECGBANK1"
 MIN_POSITIVES = 10  # training positives below which a label has no probability
 UNIT_TOLERANCE = 1e-3
 MAX_HEADER = 8 << 20  # bytes
 
+# statements that rest on an amplitude in mV, by (scheme, code): voltages, hypertrophy, atrial enlargement, tall T
+VOLTAGE_CODES = frozenset(
+    (
+        *(("scp", code) for code in ("LVOLT", "HVOLT", "VCLVH", "LVH", "RVH", "SEHYP", "LAO/LAE", "RAO/RAE")),
+        *(("snomed_ct", code) for code in ("251146004", "55827005", "164873001", "89792004", "67741000119109", "446358003")),
+        ("snomed_ct", "251259000"),
+    )
+)
+
 Floats = NDArray[np.float32]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+MAX_NUMBER = 1e4  # of scale, bias and calibration: far beyond any use, far within float32
+Finite = Annotated[float, Field(ge=-MAX_NUMBER, le=MAX_NUMBER, allow_inf_nan=False)]
 Urgency = Literal["normal", "routine", "routine_new_urgent", "urgent", "critical"]
 LeadsNeeded = Literal["any", "limb", "V1|V2", "12"]
 
@@ -45,6 +65,11 @@ def assessable(leads_needed: str, mask: int) -> bool:
     if leads_needed == "V1|V2":
         return bool(mask & lead_bits(("V1", "V2")))
     return mask == (1 << len(LEADS)) - 1
+
+
+def rests_on_amplitude(codes: Mapping[str, Iterable[str]]) -> bool:
+    """codes: by scheme. Whether the statement needs an amplitude in mV, and so says nothing where the unit is lost (NU)."""
+    return any((scheme, code) in VOLTAGE_CODES for scheme, group in codes.items() for code in group)
 
 
 class _Frozen(BaseModel):
@@ -70,6 +95,17 @@ class Label(_Frozen):
     calibration: tuple[Finite, Finite] | None
     threshold: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None
 
+    @model_validator(mode="after")
+    def _evidence(self) -> Self:
+        """No probability without evidence, none missing with it, and none that rises as the logit falls."""
+        if (self.tier == "trained") != (self.calibration is not None):
+            raise ValueError(f"label {self.id}: tier {self.tier} does not go with calibration {self.calibration}")
+        if (self.tier == "trained") != (self.positives >= MIN_POSITIVES):
+            raise ValueError(f"label {self.id}: tier {self.tier} does not go with {self.positives} positives")
+        if self.calibration is not None and not 0 < self.calibration[0] <= MAX_NUMBER:
+            raise ValueError(f"label {self.id}: a slope above 0 expected, got {self.calibration[0]}")
+        return self
+
     def assessable(self, mask: int) -> bool:
         """Whether leads `mask` (12 bits, derived ones too) suffice."""
         return assessable(self.leads_needed, mask)
@@ -89,7 +125,7 @@ class _Header(_Frozen):
     format: Literal[1]
     encoder: str = Field(pattern=r"^[0-9a-f]{64}$")
     dim: int = Field(ge=1, le=65536)
-    scale: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    scale: Annotated[float, Field(gt=0, le=MAX_NUMBER, allow_inf_nan=False)]
     text: TextModel
     labels: tuple[Label, ...] = Field(min_length=1)
 
@@ -167,7 +203,10 @@ class LabelBank:
         if size != n * header.dim * 4:
             raise BankError(f"label bank: {n} x {header.dim} float32 are {n * header.dim * 4} bytes, found {size}")
         matrix = np.frombuffer(data, "<f4", offset=start + length).reshape(n, header.dim)
-        return cls(header.labels, matrix.astype(np.float32), header.scale, header.encoder, header.text)
+        bank = cls(header.labels, matrix.astype(np.float32), header.scale, header.encoder, header.text)
+        if bank.to_bytes() != data:
+            raise BankError(f"label bank: bytes as this software writes them expected ({bank.digest}), found another spelling")
+        return bank
 
     def check(self, encoder_digest: str, dim: int) -> None:
         """Raises BankError unless the bank was made for this encoder."""

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from encoders.signal import FS
 
-__all__ = ["BlockFir", "bandpass", "resample", "to_band"]
+__all__ = ["BlockFir", "bandpass", "resample", "resampler", "to_band"]
 
 LOW_PASS_HZ, LOW_PASS_TAPS = 40.0, 125  # -6 dB at 40 Hz, 13 Hz transition (Hamming)
 HIGH_PASS_HZ, HIGH_PASS_TAPS = 0.5, 81  # at 20 Hz: -6 dB at 0.5 Hz, 4 s long
 DECIMATION, DECIMATION_TAPS = 25, 151  # 500 -> 20 Hz; stop band from 10 Hz
-MAX_DENOMINATOR = 1000  # of 500 Hz / fs; for odd rates the error stays under 1e-6, 10 microseconds in a window
+MAX_TERM = 1000  # of the fraction 500 Hz / fs: exact for usual rates, else off by up to 5e-4 (5 ms at the end of a window)
 FUSED_FROM = 2000  # samples at 500 Hz; in less than 4 s the ends would meet
 FUSED_FS_MHZ = 1_000_000  # above, one kernel for both stages would be longer than the two
 ONE_THREAD = (1 << 19) - 1  # multiply-adds up to which OpenBLAS stays in one thread; on a busy machine two are slower
@@ -70,10 +70,11 @@ def _lowpass(n_taps: int, cutoff_hz: float, fs: float) -> NDArray[np.float64]:
     return np.asarray(taps / taps.sum())
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
 def resampler(fs_mhz: int) -> tuple[BlockFir, Fraction]:
     """The filter from a rate in mHz to 500 Hz, equal to scipy.signal.resample_poly's (Kaiser 5.0, 10 zero crossings)."""
-    ratio = Fraction(FS * 1000, fs_mhz).limit_denominator(MAX_DENOMINATOR)
+    exact = Fraction(FS * 1000, fs_mhz)
+    ratio = exact.limit_denominator(MAX_TERM) if exact <= 1 else 1 / (1 / exact).limit_denominator(MAX_TERM)
     up, down = ratio.numerator, ratio.denominator
     return BlockFir(_resampling_taps(ratio), up, down, block=max(1, 48 // up)), ratio
 
@@ -131,7 +132,10 @@ def to_band(x: Floats, fs_mhz: int) -> Floats:
         x, fs_mhz = resample(x, fs_mhz), FS * 1000
     if x.shape[-1] * resampler(fs_mhz)[1] < FUSED_FROM:
         return bandpass(resample(x, fs_mhz))
-    return _fused(fs_mhz, x.shape[-1])(x)
+    fused = _fused(fs_mhz, x.shape[-1])
+    if fused.width > 2 * fused.n:  # a block longer than the signal: its mirrored end would reach beyond the other
+        return bandpass(resample(x, fs_mhz))
+    return fused(x)
 
 
 class _Fused:
@@ -202,7 +206,7 @@ class _Fused:
             y[:, self.n - self.tail.shape[1] : self.n] = x[:, self.tail_from :] @ self.tail
 
 
-_fused = lru_cache(maxsize=64)(_Fused)
+_fused = lru_cache(maxsize=16)(_Fused)
 
 
 def _decimate(y: Floats, slow: Floats) -> None:
@@ -222,7 +226,7 @@ def _windows(x: Floats, n: int, fir: BlockFir) -> Floats:
     return as_strided(x, (len(x), n, fir.width), (row, fir.stride * step, step), writeable=False)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
 def _joined(fs_mhz: int) -> BlockFir:
     """Resampler and low-pass as one filter."""
     ratio = resampler(fs_mhz)[1]

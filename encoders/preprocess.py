@@ -20,7 +20,7 @@ from encoders.signal import ABSENT, LEADS, WINDOW, Layout, SignalError, lead_bit
 
 __all__ = ["VERSION", "BlockFir", "Calibrated", "Prepared", "bandpass", "calibrate", "prepare", "preprocess", "resample"]
 
-VERSION = "1"  # written into manifest and finding; a change of any number here or in `filters` changes it
+VERSION = "2"  # written into manifest and finding; a change of any number here or in `filters` changes it
 
 GAP_MS = 200  # the longest stretch that a straight line may fill
 GAP_SHARE = 0.05  # the largest share of a window that may be filled

@@ -140,6 +140,8 @@ def _paced(mv: Floats, layout: Layout) -> bool:
     A spike bends within 2 ms about as much as within 8 ms; a QRS, wider, bends by the square of the distance.
     """
     near, far = max(1, round(layout.fs * 0.002)), round(layout.fs * 0.008)
+    if mv.shape[1] <= 2 * far:
+        return False
     step = -(-len(mv) // SPIKE_LEADS)
     x = mv[step // 2 :: step]  # of 12 leads II, aVR, aVF, V2, V4, V6
     bend = np.abs(x[:, near:-near] - 0.5 * (x[:, : -2 * near] + x[:, 2 * near :]))

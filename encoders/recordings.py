@@ -134,8 +134,11 @@ def _library(name: str, path: Path) -> Any:
 def _read_wfdb(record: Path, leads: Mapping[str, str]) -> Recording:
     wfdb = _library("wfdb", record)
     try:
+        _check_segments(wfdb.rdheader(str(record), rd_segments=True), record)
         r = wfdb.rdrecord(str(record), physical=False, smooth_frames=False)
         columns = r.e_d_signal if r.e_d_signal is not None else list(r.d_signal.T)
+    except RecordingError:
+        raise
     except Exception as error:  # the parser raises whatever a broken header or signal file leads it into
         raise RecordingError(
             record, f"wfdb cannot read it ({type(error).__name__}: {error})", "check header and signals"
@@ -151,6 +154,19 @@ def _read_wfdb(record: Path, leads: Mapping[str, str]) -> Recording:
         )
     start = r.base_datetime.replace(tzinfo=UTC) if r.base_datetime else None
     return _assemble(record, record.name, channels, leads, start, tuple(r.comments or ()))
+
+
+def _check_segments(header: Any, record: Path) -> None:
+    """A record in segments is one signal only if all are calibrated alike and none is missing."""
+    segments = getattr(header, "segments", None)
+    if segments is None:
+        return
+    remedy = "read the segments one by one (their names stand in the header)"
+    if any(segment is None for segment in segments):
+        raise RecordingError(record, "it has gaps between its segments", remedy)
+    kinds = {(tuple(s.sig_name), tuple(s.adc_gain), tuple(s.baseline), tuple(s.units)) for s in segments if s.sig_len}
+    if len(kinds) > 1:
+        raise RecordingError(record, f"its segments have {len(kinds)} different sets of leads, gains or baselines", remedy)
 
 
 def _invalid_sample(fmt: str) -> int | None:

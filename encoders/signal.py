@@ -42,14 +42,14 @@ _ALIASES = {
     **{"ml" + roman: roman.upper() for roman in ("i", "ii", "iii")},  # Holter "modified" limb leads, MIT-BIH
     **{"d" + roman: roman.upper() for roman in ("i", "ii", "iii")},  # DI, DII, DIII
     **{"l" + roman: roman.upper() for roman in ("i", "ii", "iii")},
-    **{f"{letter}{n}": ("I", "II", "III")[n - 1] for letter in ("", "d", "l") for n in (1, 2, 3)},  # 1, D1, L1
+    **{f"{letter}{n}": ("I", "II", "III")[n - 1] for letter in ("d", "l") for n in (1, 2, 3)},  # D1, L1
     **{f"{p}{n}": f"V{n}" for p in ("c", "mcl", "mv", "cm") for n in range(1, 7)},  # IEC C1..C6, bedside MCL1
     **{"av" + foot: "aV" + foot.upper() for foot in "rlf"},
     **{"a" + foot: "aV" + foot.upper() for foot in "rlf"},
 }
 # a separator must follow a word, so that "ECGI" and a bare "I" stay apart; MDC names come with underscores
 _PREFIX = re.compile(r"^(?:(?:mdc_ecg_lead|ecg|ekg|lead|abl|ch|chan|channel)[\s_\-:.]+)+", re.IGNORECASE)
-_SUFFIX = re.compile(r"[\s_\-]*(?:\((?:m|u|µ)v\))?$", re.IGNORECASE)
+_SUFFIX = re.compile(r"[\s_]*(?:\((?:m|u|µ)v\))?$", re.IGNORECASE)
 
 
 class SignalError(ValueError):

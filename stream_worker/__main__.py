@@ -16,7 +16,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,  # plain help comes in half the time
     help=(
         "Scores streams of multi-lead ECG from Kafka against Japanese and English diagnostic labels.\n\n"
         "Try it without any service: ecg-worker demo. Score a file: ecg-worker replay RECORD --json. "

@@ -12,28 +12,24 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 
 from encoders import preprocess as chain
-from encoders.bank import Label, LabelBank
+from encoders.bank import Label, LabelBank, rests_on_amplitude
 from encoders.base import Encoder
 from encoders.quality import Quality, assess
-from encoders.signal import lead_names
+from encoders.signal import Layout, lead_names
 from stream_worker.records import Closed, Finding, Window, identity
 
 __all__ = ["Options", "Ready", "Scorer", "assessability"]
 
-Ready = tuple[chain.Prepared, Quality]  # a window after the first half of the work
+log = structlog.get_logger(__name__)
 
-# statements that rest on an amplitude in mV, by (scheme, code): voltages, hypertrophy, atrial enlargement, tall T
-VOLTAGE_CODES = {
-    *(("scp", code) for code in ("LVOLT", "HVOLT", "VCLVH", "LVH", "RVH", "SEHYP", "LAO/LAE", "RAO/RAE")),
-    *(("snomed_ct", code) for code in ("251146004", "55827005", "164873001", "89792004", "67741000119109", "446358003")),
-    ("snomed_ct", "251259000"),
-}
+Ready = tuple[chain.Prepared, Quality]  # a window after the first half of the work
 
 
 @dataclass(frozen=True)
@@ -52,11 +48,18 @@ def assessability(labels: Sequence[Label], mask: int, amplitude_lost: bool) -> l
             out.append("evidence")
         elif not label.assessable(mask):
             out.append("leads")
-        elif amplitude_lost and any((s, code) in VOLTAGE_CODES for s, codes in label.codes.items() for code in codes):
+        elif amplitude_lost and rests_on_amplitude(label.codes):
             out.append("amplitude")
         else:
             out.append("")
     return out
+
+
+_NOTHING = np.zeros((12, 5000), dtype=np.float32)
+
+
+def _amplitude(layout: Layout) -> Literal["mV", "lost"]:
+    return "mV" if layout.unit == "mV" else "lost"
 
 
 class Scorer:
@@ -72,10 +75,16 @@ class Scorer:
         return type(self)(self.encoder, bank, self.options)
 
     def prepare(self, window: Window) -> Ready:
-        """The first half of the work for one window; threads may run it."""
-        calibrated = chain.calibrate(window.samples, window.layout)
-        prepared = chain.prepare(calibrated, window.layout)
-        return prepared, assess(calibrated, prepared, window.layout)
+        """The first half of the work for one window; threads may run it. A defect of ours costs one window, not the stream."""
+        try:
+            calibrated = chain.calibrate(window.samples, window.layout)
+            prepared = chain.prepare(calibrated, window.layout)
+            return prepared, assess(calibrated, prepared, window.layout)
+        except Exception:
+            log.exception(
+                "a window could not be prepared", stream=window.key[0], first=window.first, fs_mhz=window.layout.fs_mhz
+            )
+            return chain.Prepared(_NOTHING, 0, 0, 0, "engine"), Quality({}, 0, None, False, _amplitude(window.layout))
 
     def __call__(self, events: Sequence[Window | Closed]) -> list[Finding]:
         """One finding an event, in order."""

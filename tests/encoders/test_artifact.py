@@ -66,14 +66,15 @@ def seal(directory: Path, **changes: Any) -> None:
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("artifacts") / "0123456789abcdef"
+    directory = tmp_path_factory.mktemp("artifacts") / "artifact"
     directory.mkdir()
     torch.manual_seed(0)
     model = EcgEncoder(EncoderConfig(dim=DIM)).eval()
     onnx = encoder_graph(model)
     (directory / "encoder.onnx").write_bytes(onnx)
     (directory / "labels.bank").write_bytes(bank_for(hashlib.sha256(onnx).hexdigest()).to_bytes())
-    (directory / "thresholds.json").write_text("{}")
+    bank = bank_for(hashlib.sha256(onnx).hexdigest())
+    (directory / "thresholds.json").write_text(json.dumps({"thresholds": {x.id: x.threshold for x in bank.labels}}))
     samples, layout = golden_recording()
     e = TorchEncoder(model).encode(chain.preprocess(samples, layout).x[None])[0]
     (directory / "golden.npz").write_bytes(write_golden(samples, layout, e))
@@ -228,3 +229,29 @@ def test_golden_recording_obeys_einthoven_and_travels_whole() -> None:
     np.testing.assert_array_equal(back, e)
     np.testing.assert_array_equal(x, chain.preprocess(samples, layout).x)
     assert chain.preprocess(samples, layout).reason is None
+
+
+def test_thresholds_that_differ_from_the_banks_are_refused(directory: Path) -> None:
+    (directory / "thresholds.json").write_text('{"thresholds": {"SR": 0.123}}')
+    seal(directory)
+    with pytest.raises(ArtifactError, match=r"thresholds.json: SR 0.5 expected from labels.bank, found 0.123"):
+        Artifact.load(directory)
+
+
+def test_a_directory_that_claims_another_digest_is_refused(directory: Path) -> None:
+    claimed = directory.rename(directory.with_name("0123456789abcdef"))
+    with pytest.raises(ArtifactError, match="0123456789abcdef expected by the directory's name"):
+        Artifact.load(claimed)
+
+
+def test_a_file_is_measured_before_it_is_read(directory: Path) -> None:
+    import os
+
+    (directory / "golden.npz").unlink()
+    os.mkfifo(directory / "golden.npz")
+    with pytest.raises(ArtifactError, match="regular file"):
+        Artifact.load(directory)
+    with (directory / "manifest.json").open("r+b") as f:
+        f.truncate(1 << 31)
+    with pytest.raises(ArtifactError, match="1048576 bytes expected at most"):
+        Artifact.load(directory)

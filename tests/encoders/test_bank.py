@@ -87,8 +87,32 @@ def test_probabilities_by_hand() -> None:
 
 
 def test_extreme_logits_do_not_overflow() -> None:
-    far = LabelBank((label(bias=-1e6), label("B", bias=1e6)), np.eye(2, dtype=np.float32), 30.0, ENCODER, TEXT)
+    far = LabelBank((label(bias=-1e4), label("B", bias=1e4)), np.eye(2, dtype=np.float32), 30.0, ENCODER, TEXT)
     np.testing.assert_allclose(far.probabilities(np.array([[1, 0]], dtype=np.float32)), [[0, 1]], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tier": "trained", "calibration": None}, "does not go with calibration"),
+        ({"tier": "unsupported"}, "does not go with calibration"),
+        ({"positives": 9}, "does not go with 9 positives"),
+        ({"calibration": (-1.0, 0.0)}, "slope above 0"),
+        ({"bias": 1e39}, "less than or equal to 10000"),
+    ],
+)
+def test_no_probability_without_evidence(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        label(**changes)
+
+
+def test_another_spelling_of_the_same_bank_is_refused() -> None:
+    data = LabelBank((label("A"),), np.eye(1, dtype=np.float32), 30.0, ENCODER, TEXT).to_bytes()
+    (length,) = struct.unpack_from("<I", data, 8)
+    header = json.dumps(json.loads(data[12 : 12 + length]), sort_keys=False, indent=1).encode()
+    other = data[:8] + struct.pack("<I", len(header)) + header + data[12 + length :]
+    with pytest.raises(BankError, match="another spelling"):
+        LabelBank.from_bytes(other)
 
 
 def test_matrix_is_read_only_and_not_shared() -> None:

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import signal as sps
 
-from encoders.filters import bandpass, resample, to_band
-from encoders.preprocess import calibrate, prepare, preprocess, stack
+from encoders.filters import bandpass, resample, resampler, to_band
+from encoders.preprocess import VERSION, calibrate, prepare, preprocess, stack
 from encoders.signal import ABSENT, FS, LEADS, WINDOW, Layout, SignalError, lead_bits
 
 RATES = (
@@ -266,3 +266,34 @@ def test_the_samples_given_are_not_changed() -> None:
 def test_stack() -> None:
     one = prepare(calibrate(noise(), layout()), layout())
     assert stack([one, one, one]).shape == (3, 12, WINDOW)
+
+
+@pytest.mark.parametrize("fs_mhz", [50_050, 60_010, 51_001, 499_000, 500_250, 1_500_750])
+@pytest.mark.parametrize("seconds", [5.0, 7.3, 9.0, 10.0])
+def test_odd_rates_and_tails_pass(fs_mhz: int, seconds: float) -> None:
+    odd = layout(fs_mhz=fs_mhz)
+    n = int(seconds * fs_mhz / 1000)
+    prepared = preprocess(noise(n=n), odd)
+    assert prepared.reason is None
+    assert abs(prepared.n_valid - min(WINDOW, seconds * 500)) <= 0.0005 * seconds * 500 + 500_000 / fs_mhz + 1
+    assert np.isfinite(prepared.x).all()
+
+
+def test_the_fraction_of_any_rate_is_near_and_its_filter_small() -> None:
+    for fs_mhz in range(50_000, 2_000_001, 9_973):
+        ratio = resampler(fs_mhz)[1]
+        assert abs(float(ratio) * fs_mhz / 500_000 - 1) <= 5e-4
+        assert max(ratio.numerator, ratio.denominator) <= 1000
+
+
+def test_the_version_stands_for_these_numbers() -> None:
+    """Mean absolute output of a fixed signal at three rates. When this fails, raise VERSION: old artifacts no longer fit."""
+    found = []
+    for fs_mhz in (250_000, 360_000, 500_000):
+        t = np.arange(fs_mhz // 100) / (fs_mhz / 1000)
+        beats = 1000 * np.exp(-(((t % 0.8 - 0.4) / 0.015) ** 2))
+        beats += 150 * np.sin(2 * np.pi * 0.2 * t) + 30 * np.sin(2 * np.pi * 50 * t)
+        x = preprocess(np.tile(np.rint(beats), (2, 1)).astype(np.int16), layout(fs_mhz=fs_mhz, leads=("I", "II"))).x
+        found.append(float(np.abs(x[:2]).mean()))
+    assert VERSION == "2"
+    assert found == pytest.approx([0.408985, 0.408871, 0.408936], abs=2e-5)

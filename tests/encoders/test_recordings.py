@@ -324,3 +324,18 @@ def test_missing_library_names_the_extra(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(RecordingError, match=r"pip install ecg-stream-worker\[records\]"):
         read_recording(tmp_path / file)
+
+
+def test_segments_of_one_calibration_are_one_signal_and_others_are_refused(tmp_path: Path) -> None:
+    x = np.arange(200, dtype="<i2")
+    for name, gain in (("one", 200), ("two", 200), ("other", 400)):
+        (tmp_path / f"{name}.dat").write_bytes(x.tobytes())
+        (tmp_path / f"{name}.hea").write_text(f"{name} 1 360 200\n{name}.dat 16 {gain}(0)/mV 16 0 0 0 0 II\n")
+    (tmp_path / "same.hea").write_text("same/2 1 360 400\none 200\ntwo 200\n")
+    assert np.array_equal(read_recording(tmp_path / "same").samples[0], np.concatenate([x, x]))
+    (tmp_path / "differ.hea").write_text("differ/2 1 360 400\none 200\nother 200\n")
+    with pytest.raises(RecordingError, match="2 different sets of leads, gains or baselines"):
+        read_recording(tmp_path / "differ")
+    (tmp_path / "holes.hea").write_text("holes/3 1 360 600\none 200\n~ 200\ntwo 200\n")
+    with pytest.raises(RecordingError, match="gaps between its segments"):
+        read_recording(tmp_path / "holes")
