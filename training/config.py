@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from encoders.model import EncoderConfig
-from training.sources import TEST_FOLD, VALIDATION_FOLD
+from training.sources import CALIBRATION_FOLD, TEST_FOLD, VALIDATION_FOLD
 
 __all__ = ["ConfigError", "TrainConfig", "read_config"]
 
@@ -71,7 +71,7 @@ class TrainConfig:
     """Decay of the moving average of the weights, which is what is evaluated and exported; 0 turns it off."""
     train_folds: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7)
     """Folds that weights are fitted on."""
-    calibration_folds: tuple[int, ...] = (8,)
+    calibration_folds: tuple[int, ...] = (CALIBRATION_FOLD,)
     """Folds that calibration and thresholds are fitted on, disjoint from the training folds."""
     seed: int = 1
     """Fixes weights, order, crops, lead sets and noise."""

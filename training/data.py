@@ -6,11 +6,12 @@ continued in the middle of an epoch and give the same bits.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from encoders import preprocess as chain
 from encoders.bank import assessable
 from encoders.signal import FS, LEADS, WINDOW, lead_bits
 from training.config import TrainConfig
-from training.prepare import INDEX, MANIFEST
+from training.prepare import INDEX, MANIFEST, file_digest
 from training.vocabulary import Statement
 
 __all__ = ["LEAD_SET_BITS", "Batch", "DataError", "DataSet", "Floats", "batches", "effective_mask"]
@@ -39,6 +40,7 @@ LEAD_SET_BITS = {
     "II+V1": lead_bits(("II", "V1")),
     "II+V5": lead_bits(("II", "V5")),
 }
+LOST = "NU"  # unit of a record whose amplitude is lost
 AHEAD = 4  # batches read in advance
 
 
@@ -48,7 +50,7 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class Batch:
-    """x: (B, 12, T). y, known: bool (B, L); where not known, y says nothing. rows: (B,) positions in the data set."""
+    """x: (B, 12, T). y, known: bool (B, L); only known entries count. rows: (B,) positions in the data set."""
 
     x: Floats
     y: NDArray[np.bool_]
@@ -71,12 +73,15 @@ def effective_mask(mask: int, lead_set: int, unit: str) -> int:
 
 
 class DataSet:
-    """The records of some folds. labels: L statements. y, known: bool (N, L). mask: (N,) lead bits. Raises DataError."""
+    """The records of some folds. labels: L statements. mask: (N,) lead bits. digest: hex sha256 of the manifest.
+
+    The files' digests are compared with the manifest's, once in a process unless a file changes. Raises DataError.
+    """
 
     def __init__(self, directory: Path, labels: Sequence[Statement], folds: Sequence[int]) -> None:
         self.directory = directory
         self.labels = tuple(labels)
-        self.manifest = _read_manifest(directory)
+        self.manifest, self.digest = _read_manifest(directory)
         table = pq.read_table(directory / INDEX).to_pylist()
         self.index: list[dict[str, Any]] = [row for row in table if row["fold"] in set(folds)]
         if not self.index:
@@ -89,7 +94,10 @@ class DataSet:
 
     @cached_property
     def targets(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """y, known: bool (N, L). Known: the source declares the label, and the record does not call it unknown."""
+        """y, known: bool (N, L). Known: the source declares the label, and the record does not call it unknown.
+
+        A statement that rests on amplitude is not known of a record whose amplitude is lost, though y keeps what was stated.
+        """
         column = {s.id: j for j, s in enumerate(self.labels)}
         y = np.zeros((len(self), len(column)), dtype=bool)
         known = np.zeros_like(y)
@@ -103,20 +111,29 @@ class DataSet:
             for label in row["positive"]:
                 if label in column:
                     y[i, column[label]] = known[i, column[label]] = True
+        lost = np.array([row["unit"] == LOST for row in self.index])
+        known[np.ix_(lost, np.array([s.rests_on_amplitude for s in self.labels]))] = False
         return y, known
+
+    @property
+    def stated(self) -> NDArray[np.bool_]:
+        """bool (N, L): known and true."""
+        y, known = self.targets
+        return np.asarray(y & known)
 
     def stating(self) -> DataSet:
         """The same without the records that state none of the labels."""
-        stated = np.asarray(self.targets[0].any(axis=1))
+        stated = np.asarray(self.stated.any(axis=1))
         out = DataSet.__new__(DataSet)
         out.directory, out.labels, out.manifest, out._files = self.directory, self.labels, self.manifest, {}
+        out.digest = self.digest
         out.index = [row for row, any_label in zip(self.index, stated, strict=True) if any_label]
         out.mask = self.mask[stated]
         return out
 
     def positives(self) -> NDArray[np.int64]:
-        """(L,) records that state each label."""
-        return np.asarray(self.targets[0].sum(axis=0))
+        """(L,) records that state each label and can."""
+        return np.asarray(self.stated.sum(axis=0))
 
     def windows(self, rows: NDArray[np.int64]) -> Floats:
         """(B, 12, 5000) float32 of these positions."""
@@ -204,17 +221,33 @@ def batches(data: DataSet, config: TrainConfig, epoch: int, first: int = 0) -> I
             yield done
 
 
-def _read_manifest(directory: Path) -> dict[str, Any]:
+@lru_cache(maxsize=65536)
+def _digest_of(path: Path, size: int, mtime_ns: int, inode: int) -> str:
+    return file_digest(path)
+
+
+def _check_file(path: Path, entry: dict[str, Any]) -> None:
+    """Raises DataError unless size and sha256 are those of the manifest."""
+    if not path.is_file():
+        raise DataError(f"{path}: {entry['bytes']} bytes expected, no such file; prepare again")
+    stat = path.stat()
+    if stat.st_size != entry["bytes"]:
+        raise DataError(f"{path}: {entry['bytes']} bytes expected, found {stat.st_size}; prepare again")
+    found = _digest_of(path.resolve(), stat.st_size, stat.st_mtime_ns, stat.st_ino)
+    if found != entry["sha256"]:
+        raise DataError(f"{path}: sha256 {entry['sha256']} expected, found {found}; prepare again")
+
+
+def _read_manifest(directory: Path) -> tuple[dict[str, Any], str]:
     path = directory / MANIFEST
     if not path.is_file():
         raise DataError(f"{path}: no such file; make the data set with `ecg-train prepare FOLDER --out {directory}`")
-    manifest = json.loads(path.read_text(encoding="utf-8"))
+    raw = path.read_bytes()
+    manifest = json.loads(raw)
     if manifest.get("preprocess") != chain.VERSION:
         raise DataError(
             f"{path}: prepared by preprocess version {manifest.get('preprocess')}, this is {chain.VERSION}; prepare again"
         )
     for name, entry in manifest["files"].items():
-        size = (directory / name).stat().st_size if (directory / name).is_file() else -1
-        if size != entry["bytes"]:
-            raise DataError(f"{directory / name}: {entry['bytes']} bytes expected, found {size}; prepare again")
-    return dict(manifest)
+        _check_file(directory / name, entry)
+    return dict(manifest), hashlib.sha256(raw).hexdigest()

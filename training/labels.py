@@ -49,7 +49,10 @@ class Embedder(Protocol):
 
 @dataclass(frozen=True)
 class TextBank:
-    """Embeddings as stored. ids: L labels. rows: (L, E). captions: (K, E) by label-id tuple. text: how they were made."""
+    """Embeddings as stored. ids: L labels. rows: (L, E). captions: (K, E) by label-id tuple. text: how they were made.
+
+    digest: hex sha256 of text.json, which holds the digest of the tensors.
+    """
 
     ids: tuple[str, ...]
     rows: NDArray[np.float32]
@@ -70,7 +73,9 @@ class TextBank:
             raise LabelError(f"{directory / 'text.safetensors'}: sha256 {info['sha256']} expected, found {digest}")
         tensors = load_file(directory / "text.safetensors")
         captions = {tuple(ids): tensors["captions"][k] for k, ids in enumerate(info["captions"])}
-        return cls(tuple(info["ids"]), tensors["labels"], captions, TextModel(**info["text"]), digest, info["command"])
+        return cls(
+            tuple(info["ids"]), tensors["labels"], captions, TextModel(**info["text"]), file_digest(path), info["command"]
+        )
 
     def rows_of(self, statements: Sequence[Statement]) -> NDArray[np.float32]:
         """(L, E) for these statements. Raises LabelError naming those without a row."""
@@ -100,9 +105,14 @@ def check_distinct(ids: Sequence[str], rows: NDArray[np.float32]) -> None:
 
 
 def captions_of(data: Path, statements: Sequence[Statement]) -> list[tuple[str, ...]]:
-    """Every distinct set of stated labels in a prepared data set, as id tuples in labels.csv order."""
+    """Every distinct set of stated labels in a prepared data set, as id tuples in labels.csv order.
+
+    Where the amplitude is lost, without the statements that rest on it.
+    """
     order = [s.id for s in statements]
-    sets = {frozenset(row) & set(order) for row in pq.read_table(data / INDEX, columns=["positive"])["positive"].to_pylist()}
+    lost = {s.id for s in statements if s.rests_on_amplitude}
+    table = pq.read_table(data / INDEX, columns=["positive", "unit"]).to_pylist()
+    sets = {(frozenset(row["positive"]) & set(order)) - (lost if row["unit"] == "NU" else set()) for row in table}
     return sorted(tuple(i for i in order if i in found) for found in sets if found)
 
 

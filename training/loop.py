@@ -109,6 +109,7 @@ def _identity(config: TrainConfig, data: DataSet, text: TextBank) -> dict[str, A
     return {
         "config": config.as_dict(),
         "text": text.digest,
+        "data": data.digest,
         "records": data.manifest["records"],
         "labels": [s.id for s in data.labels],
     }

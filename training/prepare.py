@@ -24,7 +24,7 @@ from safetensors.numpy import save_file
 from encoders import preprocess as chain
 from encoders.recordings import RecordingError, read_recording
 from encoders.signal import SignalError
-from training.sources import TEST_FOLD, VALIDATION_FOLD, Annotated, Source
+from training.sources import CALIBRATION_FOLD, TEST_FOLD, VALIDATION_FOLD, Annotated, Source
 
 __all__ = ["MANIFEST", "PrepareError", "check_patients", "file_digest", "prepare", "split_of"]
 
@@ -46,8 +46,8 @@ class PrepareError(ValueError):
 
 
 def split_of(fold: int) -> str:
-    """Folds 1 to 8 train, 9 val, 10 test."""
-    return {VALIDATION_FOLD: "val", TEST_FOLD: "test"}.get(fold, "train")
+    """Folds 1 to 7 train, 8 calibration, 9 val, 10 test."""
+    return {CALIBRATION_FOLD: "calibration", VALIDATION_FOLD: "val", TEST_FOLD: "test"}.get(fold, "train")
 
 
 def check_patients(records: Iterable[Annotated]) -> None:

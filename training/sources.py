@@ -3,8 +3,8 @@
 PTB-XL: ptbxl_database.csv beside the records.   PhysioNet/CinC Challenge: `# Dx:` comments in the headers.
 AliveCor (CinC 2017): REFERENCE-v3.csv, one lead.
 
-Not annotated is not negative: each source declares the labels its readers use; all others are unknown there. Signals are
-not read here.
+Not annotated is not negative: each source declares the labels its readers use; all others are unknown there, and so are
+general statements beside specific ones (training/relations.py). Signals are not read here.
 """
 
 from __future__ import annotations
@@ -18,21 +18,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from training.relations import complete
 from training.vocabulary import SCP, SNOMED, Statement, by_code
 
-__all__ = ["FOLDS", "VALIDATION_FOLD", "Annotated", "Source", "SourceError", "fold_of", "read_source"]
+__all__ = [
+    "CALIBRATION_FOLD",
+    "FOLDS",
+    "TEST_FOLD",
+    "VALIDATION_FOLD",
+    "Annotated",
+    "Source",
+    "SourceError",
+    "fold_of",
+    "read_source",
+]
 
 FOLDS = 10
-VALIDATION_FOLD, TEST_FOLD = 9, 10
+CALIBRATION_FOLD, VALIDATION_FOLD, TEST_FOLD = 8, 9, 10
 Likelihood = Literal["unknown", "stated"]
 
-# statements of the basic rhythm: a record that names none of them says nothing about sinus rhythm
-RHYTHMS = frozenset(
-    (
-        *("SR", "SBRAD", "STACH", "SARRH", "AFIB", "AFIB_RVR", "AFLT", "ATACH", "SVT", "PSVT", "JTACH", "AJR", "JRHY"),
-        *("EAR", "WAP", "VT", "AIVR", "IVR", "VESC_R", "PACE", "APACE", "VPACE"),
-    )
-)
 AXIS = {
     "LAD": "LAD",
     "ALAD": "LAD",
@@ -147,10 +151,9 @@ def _scp(
     positive: set[str] = set()
     unknown: set[str] = set()
     for code, value in stated.items():
-        label = codes.get((SCP, str(code)))
-        if label is not None:
-            (unknown if value is None and likelihood == "unknown" else positive).add(label)
-    return positive, unknown
+        label = codes.get((SCP, str(code)), f"{SCP}:{code}")
+        (unknown if value is None and likelihood == "unknown" else positive).add(label)
+    return complete(positive, unknown)
 
 
 def _read_challenge(folder: Path, codes: Mapping[tuple[str, str], str]) -> Source:
@@ -165,11 +168,11 @@ def _read_challenge(folder: Path, codes: Mapping[tuple[str, str], str]) -> Sourc
             skipped.append((name, "no `# Dx:` comment in its header"))
             continue
         given = [code.strip() for code in found[1].split(",") if code.strip()]
-        positive = {codes[SNOMED, code] for code in given if (SNOMED, code) in codes}
+        stated = {codes[SNOMED, code] for code in given if (SNOMED, code) in codes}
+        positive, unknown = complete(stated)
         letters = re.match(r"[A-Za-z]*", header.stem)
         source = f"{folder.name}/{letters[0] if letters else ''}"
-        declared.setdefault(source, set()).update(positive)
-        unknown = set() if positive & RHYTHMS else {"SR"}
+        declared.setdefault(source, set()).update(stated)
         patient = f"{source}:{header.stem}"
         records.append(
             Annotated(

@@ -76,7 +76,7 @@ def build_trainee(config: TrainConfig, data: DataSet, text: TextBank, statements
 
 def caption_rows(data: DataSet, text: TextBank, labels: tuple[Statement, ...]) -> Tensor:
     """(N, E): the embedded caption of each record; records that state no label have none (zeros). Raises TraineeError."""
-    y, _ = data.targets
+    y = data.stated
     ids = [s.id for s in labels]
     out = np.zeros((len(data), text.rows.shape[1]), dtype=np.float32)
     for i in range(len(data)):

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from encoders.bank import rests_on_amplitude
+
 __all__ = ["DEFAULT_MODEL", "LABELS_CSV", "PROMPT", "Statement", "VocabularyError", "by_code", "read_vocabulary", "select"]
 
 LABELS_CSV = Path(__file__).with_name("labels.csv")
@@ -36,6 +38,11 @@ class Statement:
     def codes(self) -> dict[str, tuple[str, ...]]:
         """Codes by scheme."""
         return {SNOMED: self.snomed, SCP: self.scp}
+
+    @property
+    def rests_on_amplitude(self) -> bool:
+        """Whether it says nothing about a record whose amplitude is lost."""
+        return rests_on_amplitude(self.codes())
 
 
 def _codes(*fields: str) -> tuple[str, ...]:

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from encoders.signal import LEADS, lead_bits
 from training.config import TrainConfig
 from training.data import LEAD_SET_BITS, DataError, DataSet, batches, effective_mask
+from training.labels import captions_of
+from training.prepare import file_digest
 from training.vocabulary import Statement, select
 
 FULL = lead_bits(LEADS)
@@ -60,6 +66,43 @@ def test_targets_of_real_records(data: DataSet) -> None:
     assert data.positives().tolist() == y.sum(axis=0).tolist()
 
 
+def test_lost_amplitude_hides_voltage_statements(prepared: Path, core: tuple[Statement, ...], tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(prepared, tmp_path / "copy"))
+    before = DataSet(prepared, core, TRAIN)
+    rewrite_index(copy, lambda row: {**row, "unit": "NU" if row["record"].startswith("ptbxl/") else row["unit"]})
+    after = DataSet(copy, core, TRAIN)
+    lost = np.array([row["unit"] == "NU" for row in after.index])
+    column = np.array([s.rests_on_amplitude for s in core])
+    assert {s.id for s in core if s.rests_on_amplitude} == {"LVOLT", "LVH", "LVHV", "RVH", "LAE", "RAE", "TTALL"}
+    (y, known), (y0, known0) = after.targets, before.targets
+    assert lost.any()
+    assert (~lost).any()
+    assert known0[np.ix_(lost, column)].any()
+    assert not known[np.ix_(lost, column)].any()
+    np.testing.assert_array_equal(known[~lost], known0[~lost])
+    np.testing.assert_array_equal(known[:, ~column], known0[:, ~column])
+    np.testing.assert_array_equal(y, y0)
+    lvolt = [s.id for s in core].index("LVOLT")
+    assert after.positives()[lvolt] == int(y0[~lost, lvolt].sum()) < before.positives()[lvolt]
+    for batch in (next(after.plain(batch=32)), next(iter(batches(after, TrainConfig(batch=32), 0)))):
+        assert lost[batch.rows].any()
+        assert not batch.known[np.ix_(lost[batch.rows], column)].any()
+    assert len(after.stating()) <= len(before.stating())
+    assert any("LVOLT" in ids for ids in captions_of(prepared, core))
+    stated = {tuple(s.id for s, true in zip(core, row, strict=True) if true) for row in after.stated}
+    assert stated - {()} <= set(captions_of(copy, core))
+
+
+def rewrite_index(directory: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Change every row of the index, and the manifest's entry with it."""
+    path = directory / "index.parquet"
+    table = pq.read_table(path)
+    pq.write_table(pa.Table.from_pylist([change(row) for row in table.to_pylist()], schema=table.schema), path)
+    manifest = json.loads((directory / "manifest.json").read_text())
+    manifest["files"]["index.parquet"] = {"sha256": file_digest(path), "bytes": path.stat().st_size}
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+
+
 def test_lead_sets_zero_the_signal_and_mask_the_targets(data: DataSet) -> None:
     ids = [s.id for s in data.labels]
     full, limb = next(data.plain("12", batch=8)), next(data.plain("I+II", batch=8))
@@ -97,6 +140,17 @@ def test_crops_then_whole_windows(data: DataSet) -> None:
     assert next(iter(batches(data, config, 1))).x.shape == (16, 12, 5000)
 
 
+def test_files_are_read_once_in_a_process(
+    prepared: Path, core: tuple[Statement, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = Path(shutil.copytree(prepared, tmp_path / "copy"))
+    read: list[str] = []
+    monkeypatch.setattr("training.data.file_digest", lambda path: read.append(path.name) or file_digest(path))
+    for folds in (TRAIN, (8,), (9,)):
+        DataSet(copy, core, folds)
+    assert sorted(read) == sorted(p.name for p in copy.iterdir() if p.name != "manifest.json")
+
+
 def test_augmentation_changes_the_signal_a_little_and_can_be_off(data: DataSet) -> None:
     rows = np.arange(8)
     off = TrainConfig(noise=0.0, gain_jitter=0.0, lead_sets=("12",), full_share=1.0, crop_s=10.0)
@@ -131,7 +185,16 @@ def test_damaged_or_foreign_data_are_refused(prepared: Path, core: tuple[Stateme
     with pytest.raises(DataError, match="no record in folds 10"):
         DataSet(copy, core, (10,))
     shard = copy / "shard-00001.safetensors"
-    shard.write_bytes(shard.read_bytes()[:-1])
+    good = shard.read_bytes()
+    assert DataSet(copy, core, TRAIN).digest == file_digest(copy / "manifest.json")
+    shard.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))  # same size
+    expected, found = file_digest(prepared / shard.name), file_digest(shard)
+    with pytest.raises(DataError, match=rf"shard-00001\.safetensors: sha256 {expected} expected, found {found}"):
+        DataSet(copy, core, TRAIN)
+    shard.unlink()
+    with pytest.raises(DataError, match=r"shard-00001\.safetensors: \d+ bytes expected, no such file"):
+        DataSet(copy, core, TRAIN)
+    shard.write_bytes(good[:-1])
     with pytest.raises(DataError, match=r"shard-00001\.safetensors: \d+ bytes expected, found \d+"):
         DataSet(copy, core, TRAIN)
     manifest = json.loads((copy / "manifest.json").read_text())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -97,6 +98,18 @@ def test_another_run_is_not_continued_or_overwritten(whole: Path, data: DataSet,
     other = replace(text, digest="0" * 64)
     with pytest.raises(CheckpointError, match="belongs to other data or text: text"):
         load_trained(whole, data, other)
+
+
+def test_other_data_are_noticed(whole: Path, data: DataSet, text: TextBank, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(data.directory, tmp_path / "copy"))
+    manifest = json.loads((copy / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps({**manifest, "declared": {}}))  # as many records, the same labels
+    other = DataSet(copy, data.labels, TINY.train_folds)
+    assert len(other) == len(data)
+    with pytest.raises(CheckpointError, match=f"started otherwise: data: '{data.digest}' there, '{other.digest}' here"):
+        train(TINY, other, text, whole, resume=True)
+    with pytest.raises(CheckpointError, match="belongs to other data or text: data: "):
+        load_trained(whole, other, text)
 
 
 def test_the_average_is_what_is_loaded(whole: Path, data: DataSet, text: TextBank) -> None:

@@ -46,7 +46,7 @@ def test_real_records_are_what_serving_computes(prepared: Path, unpacked: Path) 
     rows = pq.read_table(prepared / "index.parquet").to_pylist()
     assert manifest["preprocess"] == VERSION
     assert manifest["records"] == len(rows) == 169 + 55
-    assert manifest["splits"] == {s: sum(r["split"] == s for r in rows) for s in ("train", "val")}
+    assert manifest["splits"] == {s: sum(r["split"] == s for r in rows) for s in ("train", "calibration", "val")}
     assert manifest["positives"]["SR"] == sum("SR" in r["positive"] for r in rows)
     for row in (rows[0], rows[100], rows[-1]):
         folder, name = row["record"].split("/")
@@ -71,13 +71,15 @@ def test_no_patient_crosses_in_real_data(prepared: Path) -> None:
 
 
 def test_a_crossing_patient_is_refused_by_name(tmp_path: Path) -> None:
-    records = [annotated(tmp_path / "a", 8, "p7"), annotated(tmp_path / "b", 9, "p7")]
-    with pytest.raises(PrepareError, match=r"patient p7 crosses.*s/a is in train \(fold 8\), s/b in val \(fold 9\)"):
+    records = [annotated(tmp_path / "a", 7, "p7"), annotated(tmp_path / "b", 9, "p7")]
+    with pytest.raises(PrepareError, match=r"patient p7 crosses.*s/a is in train \(fold 7\), s/b in val \(fold 9\)"):
         check_patients(records)
-    check_patients([annotated(tmp_path / "a", 1, "p7"), annotated(tmp_path / "b", 8, "p7")])
+    with pytest.raises(PrepareError, match=r"s/a is in train \(fold 1\), s/b in calibration \(fold 8\)"):
+        check_patients([annotated(tmp_path / "a", 1, "p7"), annotated(tmp_path / "b", 8, "p7")])
+    check_patients([annotated(tmp_path / "a", 1, "p7"), annotated(tmp_path / "b", 7, "p7")])
     with pytest.raises(PrepareError, match="s/a comes twice"):
         check_patients([annotated(tmp_path / "a"), annotated(tmp_path / "a")])
-    assert [split_of(f) for f in (1, 8, 9, 10)] == ["train", "train", "val", "test"]
+    assert [split_of(f) for f in (1, 8, 9, 10)] == ["train", "calibration", "val", "test"]
 
 
 def test_what_cannot_be_used_is_left_out_and_listed(tmp_path: Path) -> None:
@@ -110,14 +112,12 @@ def test_two_leads_are_masked_and_derived(tmp_path: Path) -> None:
 
 def test_the_same_signal_never_stands_in_two_splits(tmp_path: Path) -> None:
     one = record(tmp_path, "one", noise(5))
-    for suffix in (".hea", ".dat"):
-        text = one.with_suffix(suffix).read_bytes().replace(b"one", b"two")
-        (tmp_path / f"two{suffix}").write_bytes(text)
-    same = record(tmp_path, "same", noise(5))
-    parts = (annotated(one, 1), annotated(tmp_path / "two", 9), annotated(same, 2))
+    two, same, eighth = (record(tmp_path, name, noise(5)) for name in ("two", "same", "eighth"))
+    parts = (annotated(one, 1), annotated(two, 9), annotated(same, 2), annotated(eighth, 8))
     manifest = prepare([source(*parts)], tmp_path / "out")
     reasons = {e["record"]: e["reason"] for e in manifest["skipped"]}
     assert reasons["s/two"] == "same signal as s/one, but that is in train, this in val"
+    assert reasons["s/eighth"] == "same signal as s/one, but that is in train, this in calibration"
     assert manifest["duplicates"] == ["s/one", "s/same"]  # within one split they may stay, and are named
 
 

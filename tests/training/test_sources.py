@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from training.relations import ENTAILS, LEAVES_OPEN, RHYTHMS
 from training.sources import SourceError, fold_of, read_source
 from training.vocabulary import Statement
 
@@ -55,13 +56,80 @@ def test_ptbxl_likelihoods_and_axis(tmp_path: Path, vocabulary: tuple[Statement,
     assert stated.unknown == ()
 
 
+@pytest.mark.parametrize(
+    ("codes", "positive", "unknown"),
+    [
+        ("'ISCAL': 100.0", {"ISC_AL", "ISC"}, {"ISC_ANT", "ISC_LAT"}),  # ischaemia somewhere is ischaemia
+        ("'ISCIN': 100.0", {"ISC_INF", "ISC"}, set()),
+        ("'ISC_': 100.0", {"ISC"}, set()),  # the general one says nothing of a region
+        ("'ISCLA': None", set(), {"ISC_LAT", "ISC"}),  # of an uncertain statement only uncertain things follow
+        ("'ILMI': 50.0", {"MI_IL", "MI_INF"}, {"MI_LAT"}),
+        ("'IPMI': 50.0", {"MI_IP", "MI_INF"}, {"MI_POST"}),
+        ("'IPLMI': 50.0", {"MI_INF"}, {"MI_IL", "MI_IP", "MI_LAT", "MI_POST"}),  # has no label of its own
+        ("'ASMI': 50.0", {"MI_AS"}, {"MI_ANT"}),
+        ("'ALMI': 50.0", {"MI_AL"}, {"MI_ANT", "MI_LAT"}),
+        ("'ASMI': 50.0, 'AMI': 50.0", {"MI_AS", "MI_ANT"}, set()),  # stated itself: stays
+        ("'INVT': 0.0", {"TINV"}, {"TAB", "NSSTT"}),
+        ("'LOWT': 0.0, 'NST_': 0.0", {"TFLAT", "NSSTT"}, {"TAB"}),
+        ("'NDT': 100.0", {"TAB"}, {"NSSTT"}),
+        ("'STD_': 0.0", {"STD"}, {"NSSTT"}),
+        ("'BIGU': 0.0", set(), {"SVPC", "PVC"}),  # of ventricular or supraventricular origin
+        ("'SVARR': 0.0", set(), RHYTHMS - {"SR"}),
+        ("'AMI': 50.0", {"MI_ANT"}, set()),
+    ],
+)
+def test_a_specific_statement_does_not_deny_the_general_one(
+    tmp_path: Path, vocabulary: tuple[Statement, ...], codes: str, positive: set[str], unknown: set[str]
+) -> None:
+    row = (1, 7, f"{{'SR': 0.0, {codes}}}", "MID", 1, "a")
+    (record,) = read_source(ptbxl_table(tmp_path / "p", row), vocabulary).records
+    assert set(record.positive) == {"SR", *positive}
+    assert set(record.unknown) == unknown
+
+
+def test_relations_name_labels_that_exist(vocabulary: tuple[Statement, ...]) -> None:
+    ids = {s.id for s in vocabulary}
+    codes = {code for s in vocabulary for code in s.scp}
+    for table in (ENTAILS, LEAVES_OPEN):
+        for name, general in table.items():
+            assert set(general) <= ids, name
+            assert name not in general
+            assert name in ids or (name.startswith("scp:") and name[4:] not in codes), name
+    assert ids >= RHYTHMS
+
+
+@pytest.mark.parametrize(
+    ("codes", "named"),
+    [
+        ("'NORM': 100.0", False),
+        ("'NORM': 100.0, 'SR': 0.0", True),
+        ("'NORM': 100.0, 'SR': None", False),
+        ("'SVARR': 0.0", False),  # PTB-XL's rhythm statements without a label here
+        ("'BIGU': 0.0", False),
+        ("'TRIGU': 0.0", False),
+        ("'PACE': 0.0, 'BIGU': 0.0", True),
+    ],
+)
+def test_a_record_that_names_no_rhythm_denies_none(
+    tmp_path: Path, vocabulary: tuple[Statement, ...], codes: str, named: bool
+) -> None:
+    row = (1, 7, f"{{{codes}}}", "MID", 1, "a")
+    (record,) = read_source(ptbxl_table(tmp_path / "p", row), vocabulary).records
+    assert ("AFIB" in record.unknown, "STACH" in record.unknown) == (not named, not named)
+    assert (set(record.unknown) | set(record.positive) >= RHYTHMS) == (not named)
+    assert "AVB1" not in record.unknown
+
+
 def test_challenge_layout(unpacked: Path, vocabulary: tuple[Statement, ...]) -> None:
     source = read_source(unpacked / "challenge", vocabulary)
     assert (source.layout, len(source.records)) == ("challenge", 220)
     named = {r.record: r for r in source.records}
-    assert named["challenge/E00004"].positive == ("ISC_LAT", "LVH", "SBRAD", "TAB")
+    assert named["challenge/E00004"].positive == ("ISC", "ISC_LAT", "LVH", "SBRAD", "TAB")
     assert named["challenge/A0057"].positive == ("CLBBB",)
-    assert named["challenge/A0057"].unknown == ("SR",)  # no rhythm is named: sinus rhythm is not denied
+    assert set(named["challenge/A0057"].unknown) == RHYTHMS  # no rhythm is named: none is denied
+    assert "ISC" not in source.declared["challenge/E"] or any(
+        "164861001" in path.read_text() for path in (unpacked / "challenge").glob("E*.hea")
+    )  # what follows from a statement declares nothing
     assert "NORM" not in {label for labels in source.declared.values() for label in labels}
     assert "LAD" not in source.declared["challenge/A"]  # CPSC 2018 has nine classes; not annotated is not negative
     assert "STD" in source.declared["challenge/A"]
