@@ -65,6 +65,8 @@ def canonical_lead(name: str) -> str:
 
     Raises SignalError("unknown_lead"). Inverted leads ("-aVR") are unknown on purpose: their sign is not ours to guess.
     """
+    if len(name) > 64:
+        raise SignalError("unknown_lead", f"a lead name of {len(name)} characters")
     short = _SUFFIX.sub("", _PREFIX.sub("", name.strip())).strip().lower()
     lead = _CANONICAL.get(short) or _ALIASES.get(short)
     if lead is None:

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
 
 from stream_worker.errors import BrokerUnavailable, ConfigError
 from stream_worker.seam import Record, partition_for
@@ -50,6 +50,9 @@ class DeviceProducer:
         assert self._producer is not None
         try:
             partitions = len(await self._producer.partitions_for(topic))
+        except UnknownTopicOrPartitionError:
+            raise ConfigError(f"topic {topic} does not exist at {self._bootstrap}: ecg-worker topics --apply") from None
+        try:
             futures = [await self._producer.send(topic, value, key, partition_for(key, partitions)) for key, value in messages]
             await asyncio.gather(*futures)
         except KafkaError as error:
@@ -79,7 +82,11 @@ async def follow(
         await (consumer.seek_to_beginning(*parts) if from_beginning else consumer.seek_to_end(*parts))
         heard = time.monotonic()
         while quiet_s is None or time.monotonic() - heard < quiet_s:
-            for records in (await consumer.getmany(timeout_ms=200)).values():
+            try:
+                found = await consumer.getmany(timeout_ms=200)
+            except KafkaError as error:
+                raise BrokerUnavailable(f"kafka at {bootstrap}: reading {topic} failed ({type(error).__name__})") from None
+            for records in found.values():
                 heard = time.monotonic()
                 for r in records:
                     yield Record(r.partition, r.offset, r.timestamp, r.key, r.value)

@@ -131,9 +131,10 @@ async def run_demo(
                 await asyncio.sleep(0.02)
             playing = asyncio.create_task(play(sources, send, speed, tick))
             waiting = asyncio.create_task(closed.wait())
-            await asyncio.wait([running, waiting], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([running, playing], return_when=asyncio.FIRST_COMPLETED)
             if playing.done():
                 playing.result()
+            await asyncio.wait([running, waiting], return_when=asyncio.FIRST_COMPLETED)
             playing.cancel()
             waiting.cancel()
         finally:

@@ -73,21 +73,22 @@ class Track:
 
 
 class Ledger:
-    """The commit of one partition. Raises AssertionError when an offset would fall: that is a defect, never a passing state."""
+    """The commit of one partition: where it was recovered from (`start` = W, P, F), and how far this worker has come since.
 
-    def __init__(self, processed: int, findings: int = 0) -> None:
-        self.processed = processed
-        self.low = 0
-        self.findings = findings
+    Until the records between W and P have been read again, the tracks do not know what they hold: W stays below `reached`.
+    """
+
+    def __init__(self, start: int, processed: int, findings: int = 0) -> None:
+        self.low, self.reached, self.processed, self.findings = start, start, processed, findings
 
     def advance(self, processed: int) -> None:
         """Everything that records below `processed` gave rise to is published."""
-        assert processed >= self.processed, f"P fell from {self.processed} to {processed}"
-        self.processed = processed
+        self.reached = max(self.reached, processed)
+        self.processed = max(self.processed, processed)
 
     def position(self, tracks: Iterable[Track], findings_end: int) -> tuple[int, str]:
         """The offset W to commit and its metadata. tracks: of all remembered runs."""
-        low, findings = self.processed, findings_end
+        low, findings = min(self.processed, self.reached), findings_end
         for track in tracks:
             if track.offsets and track.offsets[0] < low:
                 low = track.offsets[0]

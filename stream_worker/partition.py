@@ -32,7 +32,8 @@ class Partition:
         self.number = number
         self.owned, self.ready = True, False
         self.windower: Windower | None = None
-        self.ledger = Ledger(0)
+        self.ledger = Ledger(0, 0)
+        self.taken = 0  # offset after the last record taken
         self.findings_end = 0  # one past the last finding of this partition that we know of
         self.quiet_below = 0  # dead letters of records below were written by a former owner
         self.in_flight = 0  # works submitted, not yet published
@@ -43,6 +44,7 @@ class Partition:
         """Go on where the former owner stopped. The position is committed at once: a crash starts here again."""
         self.windower, self.ledger, self.findings_end = state.windower, state.ledger, state.findings_end
         self.quiet_below, self.dirty = state.ledger.processed, True
+        self.taken = state.start
 
     def take(self, records: Sequence[Record], decode: Decoder, keep_payload: bool) -> Work:
         """Records in offset order -> one Work."""
@@ -60,14 +62,15 @@ class Partition:
                     events.append(event)
                 elif record.offset >= self.quiet_below:
                     letters.append(dead_letter(self.number, event.offset, event.code, record.value, keep_payload))
-        return Work(self, events, letters, records[-1].offset + 1)
+        self.taken = records[-1].offset + 1
+        return Work(self, events, letters, self.taken)
 
     def conclude_idle(self) -> Work | None:
         """The reader stood at the end for longer than the idle time: end what is open."""
         if self.windower is None or not self.windower.runs:
             return None
         events = [event for event in self.windower.conclude_idle() if not isinstance(event, Rejected)]
-        return Work(self, events, [], self.ledger.processed)
+        return Work(self, events, [], self.taken)
 
     def published(self, finding: Finding, offset: int) -> None:
         """A finding of ours stands at `offset` of the findings topic."""
@@ -79,7 +82,7 @@ class Partition:
 
     def done(self, work: Work) -> None:
         """All that `work` gave rise to is out."""
-        self.ledger.advance(max(work.processed, self.ledger.processed))
+        self.ledger.advance(work.processed)
         self.in_flight -= 1
         self.dirty = True
 

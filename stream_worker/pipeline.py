@@ -8,6 +8,7 @@ Drain order: reading stops, then scoring, publishing and the last commit run dry
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import time
 from collections.abc import Callable, Sequence
@@ -38,6 +39,7 @@ POLL_MS = 200
 POLL_RECORDS = 2000
 SLICE = 64  # records cut at a stretch; between two stretches the event loop reads its sockets
 IDLE_AT_END_S = 35.0  # longer than the idle time of the log plus its clock's jitter
+AWAKE_S = 2.0  # the reading stage turns at least this often unless the process is held up
 STALLED_S = 60.0  # a stage without a beat for this long is not alive
 
 
@@ -68,6 +70,7 @@ class Pipeline:
         self._stopping = asyncio.Event()
         self._beats: dict[str, float] = {}
         self._down_since: float | None = None
+        self._looked_at_ends = clock()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="score")
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -117,7 +120,10 @@ class Pipeline:
         self._stopping.set()
         await asyncio.wait(stages[:1], timeout=deadline.left())
         dry = await self._dry(list(self.parts.values()), deadline, stages)
-        await asyncio.wait_for(self.publisher.commit(list(self.parts.values())), timeout=max(1.0, deadline.left()))
+        try:
+            await asyncio.wait_for(self.publisher.commit(list(self.parts.values())), timeout=max(1.0, deadline.left()))
+        except TimeoutError:
+            log.warning("the last commit did not come through: the next worker reads a little again")
         log.info("stopped", drained=dry, findings=self.publisher.published)
 
     async def _dry(self, parts: Sequence[Partition], deadline: Deadline, stages: Sequence[asyncio.Task[None]] = ()) -> bool:
@@ -156,10 +162,14 @@ class Pipeline:
     async def _on_assigned(self, numbers: frozenset[int]) -> None:
         log.info("partitions assigned", partitions=sorted(numbers))
         for number in numbers:
-            part = self.parts[number] = Partition(number)
-            task = asyncio.create_task(self._recover(part), name=f"recover-{number}")
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self.parts[number] = Partition(number)
+            self._begin_recovery(self.parts[number])
+
+    def _begin_recovery(self, part: Partition) -> None:
+        part.ready = False
+        task = asyncio.create_task(self._recover(part), name=f"recover-{part.number}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _recover(self, part: Partition) -> None:
         delay = 0.2
@@ -194,12 +204,14 @@ class Pipeline:
         for part in parts:
             part.owned = False
             self.parts.pop(part.number, None)
+            with contextlib.suppress(KeyError):
+                self.metrics.lag.remove(str(part.number))
         log.info("partitions revoked", partitions=sorted(numbers), drained=dry)
 
     def _report_lost(self, part: Partition, first: int, until: int) -> None:
         self.metrics.lost_records.inc(until - first)
         letter = replace(dead_letter(part.number, first, "lost_range", None), lost_until=until)
-        self._submit(Work(part, [], [letter], max(part.ledger.processed, until)))
+        self._submit(Work(part, [], [letter], until))
 
     # ---- read and cut
 
@@ -217,11 +229,14 @@ class Pipeline:
             for number, records in polled.items():
                 part = self.parts.get(number)
                 for at in range(0, len(records), SLICE):
+                    while self._waiting >= 2 * self.settings.queue_windows:  # one poll may hold far more windows than wait
+                        self._beats["read"] = self._clock()
+                        await asyncio.sleep(0.01)
                     if part is not None and part.ready:  # it may be revoked between two slices
                         self._submit(part.take(records[at : at + SLICE], self._decode, self.settings.dead_letter_payload))
                         self.metrics.chunks.inc(len(records[at : at + SLICE]))
                         await asyncio.sleep(0)
-            self._watch_ends(polled.keys())
+            await self._watch_ends(set(polled))
             self._watch_outage()
 
     def _submit(self, work: Work) -> None:
@@ -240,19 +255,32 @@ class Pipeline:
             self.broker.resume(self.broker.assigned)
         self.metrics.paused.set(self._paused)
 
-    def _watch_ends(self, delivered: object) -> None:
-        """A reader that stood at the end of a partition for 35 s may conclude that its runs are idle."""
-        now, numbers = self._clock(), set(delivered)  # type: ignore[call-overload]
-        for part in self.parts.values():
+    async def _watch_ends(self, delivered: set[int]) -> None:
+        """A reader that stood at the end of a partition for 35 s may conclude that its runs are idle.
+
+        It must have stood there awake: a process that was stopped, or cut off from the partition, knows nothing of that time.
+        """
+        now = self._clock()
+        asleep, self._looked_at_ends = now - self._looked_at_ends > AWAKE_S, now
+        for part in list(self.parts.values()):
             lag = self.broker.lag(part.number) if part.ready else None
             if lag is not None:
                 self.metrics.lag.labels(str(part.number)).set(lag)
-            if lag != 0 or part.number in numbers or self._paused or not self.broker.connected:
+            if lag != 0 or part.number in delivered or self._paused or asleep or not self.broker.connected:
                 part.at_end_since = None
             elif part.at_end_since is None:
                 part.at_end_since = now
-            elif now - part.at_end_since > IDLE_AT_END_S and (work := part.conclude_idle()) is not None:
-                self._submit(work)
+            elif now - part.at_end_since > IDLE_AT_END_S and part.windower is not None and part.windower.runs:
+                part.at_end_since = None
+                if await self._is_end(part) and (work := part.conclude_idle()) is not None:
+                    self._submit(work)
+
+    async def _is_end(self, part: Partition) -> bool:
+        """Asks the broker, since what was heard with the last records may be old."""
+        try:
+            return part.ready and await self.broker.end_offset(part.number) == part.taken
+        except BrokerUnavailable:
+            return False
 
     def _watch_outage(self) -> None:
         self.metrics.broker_up.set(self.broker.connected)
@@ -277,7 +305,10 @@ class Pipeline:
         log.error("the log does not hold the next offset", partition=lost.partition, wanted=lost.wanted, goes_to=target)
         if part is not None and part.ready and lost.wanted < lost.earliest:
             self._report_lost(part, lost.wanted, lost.earliest)
-        self.broker.seek(lost.partition, target)
+        if part is not None and lost.wanted > lost.latest:
+            self._begin_recovery(part)
+        else:
+            self.broker.seek(lost.partition, target)
 
     # ---- score
 
@@ -295,7 +326,10 @@ class Pipeline:
                 continue
             works = batcher.take()
             findings = iter(await self._findings([event for work in works for event in work.events]))
-            await self.publisher.queue.put([(work, list(islice(findings, len(work.events)))) for work in works])
+            while self.publisher.queue.full():  # waiting for a slow sink is no standstill of ours
+                self._beats["score"] = self._clock()
+                await asyncio.sleep(0.02)
+            self.publisher.queue.put_nowait([(work, list(islice(findings, len(work.events)))) for work in works])
             self._waiting -= sum(len(work.letters) for work in works)
 
     async def _findings(self, events: list[Window | Closed]) -> list[Finding]:

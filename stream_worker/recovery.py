@@ -6,8 +6,9 @@ frontier, (3) seek to W. Windows below a run's frontier are never cut again; dea
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import structlog
 
@@ -16,7 +17,7 @@ from stream_worker.errors import BadInput
 from stream_worker.ledger import Ledger, Track, decode_metadata
 from stream_worker.records import RunKey
 from stream_worker.run import Rules, Run, first_at_or_after
-from stream_worker.seam import Broker
+from stream_worker.seam import Broker, Record
 from stream_worker.settings import Settings
 from stream_worker.window import Remembered, Windower
 from stream_worker.wire import parse_finding
@@ -43,31 +44,30 @@ async def recover(broker: Broker, partition: int, settings: Settings, rules: Rul
     if position is None:
         return await _fresh(broker, partition, settings, rules)
     processed, findings = decode_metadata(position.metadata, position.offset)
-    latest: dict[RunKey, tuple[dict[str, Any], int]] = {}
+    first, end = await broker.beginning_offset(partition), await broker.end_offset(partition)
+    if position.offset > end:
+        log.error("the log is shorter than what was read: it was made anew", partition=partition, W=position.offset, end=end)
+        return Recovered(Windower(partition, rules), Ledger(first, first), first, 0, None)
+    processed = min(processed, end)
+    latest: dict[RunKey, _Latest] = {}
     findings_end = findings
     async for record, _ in broker.read_back(settings.findings_topic, partition, findings):
         findings_end = record.offset + 1
         try:
-            body = parse_finding(record.value or b"")
-            key, _layout = _run(body)
-        except (BadInput, SignalError, KeyError, TypeError) as error:
-            log.warning(
-                "not a finding of ours",
-                topic=settings.findings_topic,
-                partition=partition,
-                offset=record.offset,
-                error=str(error),
-            )
+            found = _latest(record)
+        except (BadInput, SignalError, LookupError, TypeError, ValueError, ArithmeticError) as error:
+            where = f"{settings.findings_topic}[{partition}]@{record.offset}"
+            log.warning("not a finding of ours", where=where, error=str(error))
             continue
-        latest[key] = (body, record.offset)
-    windower = _windower(partition, rules, latest)
-    ledger = Ledger(processed, findings)
-    first = await broker.beginning_offset(partition)
+        if found.key not in latest or found.next >= latest[found.key].next:  # a late write of a former owner moves nothing back
+            latest[found.key] = found
+    windower = _windower(partition, rules, latest.values())
     lost = (position.offset, first) if first > position.offset else None
     if lost:
         log.error("records lost to retention before they were read", partition=partition, first=lost[0], until=lost[1])
     log.info("partition recovered", partition=partition, W=position.offset, P=processed, F=findings, runs=len(windower.runs))
-    return Recovered(windower, ledger, max(position.offset, first), findings_end, lost)
+    start = max(position.offset, first)
+    return Recovered(windower, Ledger(start, processed, findings), start, findings_end, lost)
 
 
 async def _fresh(broker: Broker, partition: int, settings: Settings, rules: Rules) -> Recovered:
@@ -81,27 +81,41 @@ async def _fresh(broker: Broker, partition: int, settings: Settings, rules: Rule
         found = await broker.offset_at(partition, settings.start_ms)
         start = end if found is None else found
     log.info("no committed offset", partition=partition, start=settings.start, offset=start)
-    return Recovered(Windower(partition, rules), Ledger(start), start, 0, None)
+    return Recovered(Windower(partition, rules), Ledger(start, start), start, 0, None)
 
 
-def _run(body: dict[str, Any]) -> tuple[RunKey, Layout]:
-    fields = body["layout"]
+class _Latest(NamedTuple):
+    """What a run's latest finding says of it."""
+
+    key: RunKey
+    layout: Layout
+    next: int
+    closed: bool
+    last_offset: int
+    last_ms: int
+    position: int
+
+
+def _latest(record: Record) -> _Latest:
+    body = parse_finding(record.value or b"")
+    fields, source = body["layout"], body["input"]
     layout = Layout(
         int(fields["fs_mhz"]), tuple(fields["leads"]), tuple(fields["gain"]), tuple(fields["baseline"]), str(fields["unit"])
     )
-    return (str(body["stream"]), str(body["session"]), int(body["session_start_ns"]), layout.digest), layout
+    key = (str(body["stream"]), str(body["session"]), int(body["session_start_ns"]), layout.digest)
+    frontier, last_offset, last_ms = int(body["next"]), int(source["last"]), int(source["last_timestamp"])
+    return _Latest(key, layout, frontier, body["closed"] is not None, last_offset, last_ms, record.offset)
 
 
-def _windower(partition: int, rules: Rules, latest: dict[RunKey, tuple[dict[str, Any], int]]) -> Windower:
+def _windower(partition: int, rules: Rules, latest: Iterable[_Latest]) -> Windower:
     """Open runs with empty rings at their frontiers; closed ones as memory."""
     runs, memory = [], {}
-    for key, (body, offset) in sorted(latest.items(), key=lambda item: item[1][0]["input"]["last_timestamp"]):
-        layout, frontier = _run(body)[1], int(body["next"])
-        track = Track(frontier, quantum=layout.samples(1000), position=offset)
-        if body["closed"] is not None:
-            memory[key] = Remembered(frontier, int(body["input"]["last_timestamp"]), track)
+    for found in sorted(latest, key=lambda x: x.last_ms):
+        track = Track(found.next, quantum=found.layout.samples(1000), position=found.position)
+        if found.closed:
+            memory[found.key] = Remembered(found.next, found.last_ms, track)
             continue
-        run = Run(key, layout, rules, first_at_or_after(frontier, rules.hop_ms * layout.fs_mhz), track)
-        run.last_ms, run.last_offset = int(body["input"]["last_timestamp"]), int(body["input"]["last"])
+        run = Run(found.key, found.layout, rules, first_at_or_after(found.next, rules.hop_ms * found.layout.fs_mhz), track)
+        run.last_ms, run.last_offset = found.last_ms, found.last_offset
         runs.append(run)
     return Windower(partition, rules, runs, memory)

@@ -26,6 +26,7 @@ class Rules:
     tail_ms: int = 5_000
     memory_ms: int = 600_000
     runs: int = 8
+    stretches: int = 256  # of received signal with holes between them, in one run
 
 
 def first_at_or_after(sample: int, step: int) -> int:
@@ -42,13 +43,14 @@ class Run:
     """One open run. The ring holds window + grace samples a lead; `spans` are the received stretches [start, end, ...]."""
 
     __slots__ = (
-        *("cap", "end", "final", "frontier", "grid", "high", "key", "last_ms", "last_offset", "layout", "ring"),
+        *("between", "cap", "end", "final", "frontier", "grid", "high", "key", "last_ms", "last_offset", "layout", "ring"),
         *("spans", "step", "track"),
     )
 
     def __init__(self, key: RunKey, layout: Layout, rules: Rules, grid: int, track: Track | None = None) -> None:
         self.key, self.layout = key, layout
         self.step = rules.hop_ms * layout.fs_mhz
+        self.between = int(self.step % 1_000_000 != 0)  # samples that may lie between two windows where the grid is rounded
         self.cap = layout.window + layout.samples(rules.grace_ms)
         self.ring: NDArray[np.int16] | None = None  # (C, cap)
         self.spans: list[int] = []

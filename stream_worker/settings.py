@@ -61,6 +61,13 @@ class Settings(BaseSettings):
             datetime.fromisoformat(value)
         return value
 
+    @field_validator("redis")
+    @classmethod
+    def _redis(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("a URL that begins with redis://, rediss:// or unix:// expected")
+        return value
+
     @property
     def start_ms(self) -> int | None:
         """Unix ms of an ISO `start`; a time without zone is UTC."""

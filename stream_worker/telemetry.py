@@ -43,7 +43,7 @@ class Metrics:
         self.lag = Gauge("ecg_lag_records", "Records behind the end of the partition", ["partition"], registry=r)
         self.oldest_unscored = Gauge(
             "ecg_oldest_unscored_seconds",
-            "Age, by the log's time, of the oldest closed window without a published finding",
+            "Age, by the log's time, of the oldest sample that no published finding covers",
             registry=r,
         )
         self.queue = Gauge("ecg_queue_depth", "What waits between two stages", ["stage"], registry=r)

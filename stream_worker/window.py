@@ -7,7 +7,7 @@ only rises. A window closes at the chunk that completes it, or at the one that t
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import heapq
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
@@ -37,15 +37,15 @@ class Windower:
         self, partition: int, rules: Rules, runs: Iterable[Run] = (), memory: Mapping[RunKey, Remembered] | None = None
     ) -> None:
         self.partition, self.rules = partition, rules
-        self.runs: OrderedDict[RunKey, Run] = OrderedDict()  # in order of their last accepted chunk in the log
+        self.runs: dict[RunKey, Run] = {}
         self.memory: dict[RunKey, Remembered] = dict(memory or {})  # closed runs, oldest first
         self.by_stream: dict[str, list[RunKey]] = {}
         self.clock_ms = 0  # highest timestamp seen in the log
         self.dropped_tails = 0
-        self._due_ms = 0  # no run is idle and no memory is old before the log shows this time
-        for run in sorted(runs, key=lambda r: r.last_ms):
-            self.runs[run.key] = run
-            self.by_stream.setdefault(run.key[0], []).append(run.key)
+        self._idle: list[tuple[int, int, Run]] = []  # heap: a time at or before a run's last accepted chunk; one entry a run
+        self._opened = 0
+        for run in runs:
+            self._add(run)
 
     def tracks(self) -> Iterator[Track]:
         """Of every remembered run, open or closed."""
@@ -63,21 +63,32 @@ class Windower:
         """A record, usable or not, stands at this log time: end the runs that have been silent for longer than idle_ms."""
         events: list[Event] = []
         rules, self.clock_ms = self.rules, max(self.clock_ms, timestamp_ms)
-        if self.clock_ms <= self._due_ms:
-            return events
-        while self.runs and self.clock_ms - (run := next(iter(self.runs.values()))).last_ms > rules.idle_ms:
-            self._end(run, "idle", events)
-        while self.memory and self.clock_ms - self.memory[key := next(iter(self.memory))].timestamp_ms > rules.memory_ms:
-            del self.memory[key]
-        idle = next(iter(self.runs.values())).last_ms if self.runs else self.clock_ms
-        old = next(iter(self.memory.values())).timestamp_ms if self.memory else self.clock_ms
-        self._due_ms = min(idle + rules.idle_ms, old + rules.memory_ms)
+        while self._idle and self.clock_ms - self._idle[0][0] > rules.idle_ms:
+            _, number, run = heapq.heappop(self._idle)
+            if self.runs.get(run.key) is not run:
+                continue  # it has ended in another way
+            if self.clock_ms - run.last_ms > rules.idle_ms:
+                self._end(run, "idle", events)
+            else:
+                heapq.heappush(self._idle, (run.last_ms, number, run))
+        while self.memory and self._forgettable(next(iter(self.memory.values()))):
+            del self.memory[next(iter(self.memory))]
         return events
+
+    def _forgettable(self, closed: Remembered) -> bool:
+        """Old, and its last finding is out: until then its track holds the commit down."""
+        return self.clock_ms - closed.timestamp_ms > self.rules.memory_ms and closed.track.published >= closed.frontier
+
+    def _add(self, run: Run) -> None:
+        self.runs[run.key] = run
+        self.by_stream.setdefault(run.key[0], []).append(run.key)
+        self._opened += 1
+        heapq.heappush(self._idle, (run.last_ms or self.clock_ms, self._opened, run))
 
     def conclude_idle(self) -> list[Event]:
         """The reader stood at the end of the partition for longer than idle_ms: any later record would end every run."""
         events: list[Event] = []
-        for run in list(self.runs.values()):
+        for run in sorted(self.runs.values(), key=lambda r: (r.last_ms, r.last_offset)):
             self._end(run, "idle", events)
         return events
 
@@ -98,8 +109,8 @@ class Windower:
             self._accept(run, end, offset)
             if end >= run.end:
                 self._decide_complete(run, events)
-        elif not self._place(run, first, samples, offset, events):
-            return events
+        elif not self._place(run, first, samples, offset, events) and not (last and end <= run.frontier):
+            return events  # refused as a whole; but that the session ends may be said late
         if last:
             run.final = max(end, run.final or 0)
         if run.final is not None and self._finished(run):
@@ -117,20 +128,17 @@ class Windower:
         if known is not None:
             grid = max(grid, first_at_or_after(known.frontier, step))
             del self.memory[key]
-        siblings = self.by_stream.setdefault(key[0], [])
+        siblings = self.by_stream.get(key[0], [])
         if len(siblings) >= self.rules.runs:
             self._end(min((self.runs[k] for k in siblings), key=lambda r: r.last_offset), "evicted", events)
-            siblings = self.by_stream.setdefault(key[0], [])
         run = Run(key, layout, self.rules, grid, known.track if known else None)
         run.high = max(first, run.frontier)
-        self.runs[key] = run
-        siblings.append(key)
+        self._add(run)
         return run
 
     def _accept(self, run: Run, end: int, offset: int) -> None:
-        run.last_ms, run.last_offset = self.clock_ms, offset
+        run.last_ms, run.last_offset = max(run.last_ms, self.clock_ms), offset
         run.track.accept(offset, end, self.clock_ms)
-        self.runs.move_to_end(run.key)
 
     def _place(self, run: Run, first: int, samples: NDArray[np.int16], offset: int, events: list[Event]) -> bool:
         """Any chunk, piece by piece in rising order so that the ring never overflows. False: refused as a whole."""
@@ -141,8 +149,11 @@ class Windower:
         if first - run.high > run.layout.samples(self.rules.jump_ms):
             events.append(Rejected(offset, "index_jump"))
             return False
-        if first < run.frontier:
+        if run.frontier - first > run.between:
             events.append(Rejected(offset, "late"))
+        if len(run.spans) >= 2 * self.rules.stretches and first > run.high:
+            events.append(Rejected(offset, "fragmented"))
+            return False
         at, conflict = max(first, run.frontier), False
         while at < end:
             while at - run.frontier >= run.cap:  # this sample is at window end + grace

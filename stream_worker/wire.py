@@ -24,6 +24,8 @@ __all__ = ["MAX_CHUNK_BYTES", "Decoder", "dead_letter", "dead_letter_message", "
 MAX_CHUNK_BYTES = 1 << 20
 MAX_ID_BYTES = 128
 MAX_LAYOUT_BYTES = 4096
+MAX_CHUNK_S = 60
+MAX_PAYLOAD_BYTES = 400_000
 MAX_INDEX = 1 << 53  # a JSON number can hold it exactly
 UNITS = ("mV", "NU")
 INT16 = np.dtype("<i2")
@@ -40,7 +42,7 @@ class Decoder:
 
     def __call__(self, key: bytes | None, value: bytes | None) -> Chunk:
         """Raises BadInput: empty, oversize, schema, key_mismatch, stream_id, session_id, index_range, start_range,
-        sample_count, no_samples, or a SignalError code (unknown_lead, doubled_lead, no_lead, fs_range, gain_range, ...)."""
+        sample_count, no_samples, duration, or a SignalError code (unknown_lead, doubled_lead, fs_range, gain_range, ...)."""
         if not value:
             raise BadInput("empty", "the message has no value")
         if len(value) > self.max_bytes:
@@ -54,8 +56,8 @@ class Decoder:
             raise BadInput("stream_id", f"stream id of {len(stream)} bytes; 1 to {MAX_ID_BYTES} are allowed")
         if key != stream:
             raise BadInput("key_mismatch", "the message key is not the stream id")
-        if len(session) > MAX_ID_BYTES:
-            raise BadInput("session_id", f"session id of {len(session)} characters; at most {MAX_ID_BYTES} are allowed")
+        if len(session.encode()) > MAX_ID_BYTES:
+            raise BadInput("session_id", f"session id of {len(session.encode())} bytes; at most {MAX_ID_BYTES} are allowed")
         layout = self._layouts.get(message.layout) or self._layout(message.layout)
         first, data = message.first_sample, message.samples
         count, rest = divmod(len(data), 2 * len(layout.leads))
@@ -63,6 +65,8 @@ class Decoder:
             raise BadInput("sample_count", f"{len(data)} bytes do not divide into {len(layout.leads)} leads of int16")
         if count == 0:
             raise BadInput("no_samples", "the chunk holds no samples")
+        if count * 1000 > MAX_CHUNK_S * layout.fs_mhz:
+            raise BadInput("duration", f"a chunk of {count} samples; at most {MAX_CHUNK_S} s are allowed")
         if not 0 <= first <= MAX_INDEX - count:
             raise BadInput("index_range", f"first sample {first} is negative or beyond 2^53")
         if message.session_start_ns < 0:
@@ -129,8 +133,9 @@ def dead_letter_message(letter: DeadLetter, topic: str) -> tuple[bytes, bytes, H
 
 
 def dead_letter(partition: int, offset: int, code: str, value: bytes | None, keep: bool = False) -> DeadLetter:
-    """What is kept of a refused record."""
+    """What is kept of a refused record. A payload that would not fit into a message as hex is left out all the same."""
     data = value or b""
+    keep = keep and len(data) <= MAX_PAYLOAD_BYTES
     return DeadLetter(partition, offset, code, hashlib.sha256(data).hexdigest(), len(data), data if keep else None)
 
 
@@ -143,6 +148,8 @@ def parse_finding(value: bytes) -> dict[str, Any]:
     """A finding's JSON object. Raises BadInput("finding") when it is not one of ours."""
     try:
         body = json.loads(value)
+        if not all(isinstance(body[name], str) for name in ("id", "stream", "session", "time")):
+            raise BadInput("finding", "not a finding: its identity is no text")
         if body["v"] != 1 or body["kind"] not in ("scored", "unscorable", "closed"):
             raise BadInput("finding", f"unknown finding version {body['v']!r} or kind {body['kind']!r}")
     except (ValueError, KeyError, TypeError) as error:

@@ -32,7 +32,8 @@ def test_every_lead_in_the_usual_spellings(lead: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "lead"),
-    [("MLII", "II"), ("ML2", None), ("DI", "I"), ("D2", "II"), ("LIII", "III"), ("1", None), ("ECG 1", None), ("CH 2", None), ("aVR-", None), ("L3", "III"), ("C1", "V1"),
+    [("MLII", "II"), ("ML2", None), ("DI", "I"), ("D2", "II"), ("LIII", "III"), ("1", None),
+     ("ECG 1", None), ("CH 2", None), ("aVR-", None), ("L3", "III"), ("C1", "V1"),
      ("MV6", "V6"), ("MCL1", "V1"), ("CM5", "V5"), ("aR", "aVR"), ("AF", "aVF"), ("mdc_ecg_lead_avl", "aVL")],
 )  # fmt: skip
 def test_aliases(name: str, lead: str | None) -> None:
