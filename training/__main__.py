@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from training.terminal import plain_errors, progress, show_metrics
+from training.terminal import command_line, named, plain_errors, progress, show_metrics
 
 if TYPE_CHECKING:
     from training.data import DataSet
@@ -74,10 +72,6 @@ DataOption = Annotated[Path, typer.Option("--data", help="What `prepare` wrote."
 TextOption = Annotated[Path, typer.Option("--text", help="What `labels` wrote.")]
 
 
-def _command() -> str:
-    return "ecg-train " + shlex.join(sys.argv[1:])
-
-
 def _load(data: Path, text: Path, labels: str, folds: tuple[int, ...]) -> tuple[DataSet, TextBank, tuple[Statement, ...]]:
     from training.data import DataSet
     from training.labels import TextBank
@@ -103,7 +97,7 @@ def prepare(
 ) -> None:
     """Read recordings, bring them to the encoder's input, split them by patient.
 
-    Folds 1 to 8 train, 9 is for reporting, 10 is left alone: PTB-XL's strat_fold, elsewhere a hash of the patient or record id.
+    Folds 1 to 7 train, 8 calibrates, 9 reports, 10 is left alone: PTB-XL's strat_fold, elsewhere a hash of the record's id.
     A patient in two splits is refused. Records that cannot be read are left out and listed in the manifest with the reason.
     A label that a data set does not annotate is unknown there, not negative.
     """
@@ -115,7 +109,7 @@ def prepare(
         vocabulary = read_vocabulary()
         sources = [read_source(folder, vocabulary, unknown_likelihood.value) for folder in folders]
         with progress("reading", sum(len(s.records) for s in sources)) as advance:
-            manifest = work.prepare(sources, out, _command(), advance)
+            manifest = work.prepare(sources, out, command_line(), advance)
         splits = ", ".join(f"{n} {name}" for name, n in manifest["splits"].items())
         typer.echo(f"{out}: {manifest['records']} records ({splits}), {len(manifest['skipped'])} left out, see {work.MANIFEST}")
 
@@ -152,12 +146,12 @@ def labels(
         how = pooling or (Pooling.mean if packaged else Pooling.last)
         tongue = language or (Language.en if packaged else Language.ja)
         note = "an English sentence model that comes as a Python package, used where no hub can be reached" if packaged else ""
-        text = TextModel(model=model, pooling=how.value, prompt=PROMPT, language=tongue.value, note=note)
+        text = TextModel(model=named(model), pooling=how.value, prompt=PROMPT, language=tongue.value, note=note)
         statements = select(read_vocabulary(), which)
         total = len(statements) + (len(captions_of(data, statements)) if data else 0)
         tower = TextTower(model, how.value)
         with progress("embedding", total) as advance:
-            info = build(tower, text, statements, out, data, _command(), advance)
+            info = build(tower, text, statements, out, data, command_line(), advance)
         typer.echo(
             f"{out}: {len(info['ids'])} labels, {len(info['captions'])} captions, {model}, {how.value} pooling, {tongue.value}"
         )
@@ -197,7 +191,7 @@ def train(
                 advance(p.step - done, f"epoch {p.epoch + 1}/{settings.epochs} loss {p.loss:.4f}")
                 done = p.step
 
-            run = loop.train(settings, records, bank, out, resume, report, epochs, _command())
+            run = loop.train(settings, records, bank, out, resume, report, epochs, command_line())
         state = "finished" if run.finished else "stopped; continue with --resume"
         typer.echo(f"{out}: {state} at epoch {run.state['epoch']}, step {run.state['step']}")
 
@@ -247,6 +241,13 @@ def export(
     out: Annotated[Path, typer.Option(help="Where the artifact's directory is made; it is named by its digest.")],
     fp32: Annotated[bool, typer.Option(help="Also write encoder.fp32.onnx (16 MB).")] = False,
     safetensors: Annotated[bool, typer.Option(help="Also write encoder.safetensors for the torch backend (16 MB).")] = False,
+    int8: Annotated[
+        bool,
+        typer.Option(
+            help="Also write encoder.u8s8.onnx (4 MB), quantized on windows of the training folds; refused when its median "
+            "cosine with the float32 embeddings is below 0.98 on the calibration folds."
+        ),
+    ] = False,
 ) -> None:
     """Write the artifact: encoder.onnx, label bank, calibration and thresholds, golden recording, metrics, model card.
 
@@ -266,10 +267,10 @@ def export(
             )
         held_out = DataSet(data, records.labels, trained.model.config.calibration_folds)
         report = DataSet(data, records.labels, (VALIDATION_FOLD,))
-        commands = [records.manifest["command"], bank.command, trained.state["command"], _command()]
+        commands = [records.manifest["command"], bank.command, trained.state["command"], command_line()]
         with progress("scoring", len(held_out) + len(LEAD_SETS) * len(report)) as advance:
             made = work.export(
-                trained.model, records, held_out, report, bank, out, "\n".join(commands), fp32, safetensors, advance
+                trained.model, records, held_out, report, bank, out, "\n".join(commands), fp32, safetensors, int8, advance
             )
         size = sum(path.stat().st_size for path in made.iterdir())
         typer.echo(f"{made}: {size / 1e6:.2f} MB, verified and opened")

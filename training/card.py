@@ -41,7 +41,7 @@ def _head(info: ModelInfo, bank: LabelBank, metrics: dict[str, Any]) -> str:
 Takes a 10 s ECG window, {info.input_shape[0]} leads at {info.fs} Hz after this project's preprocessing, gives a unit vector
 of {info.dim} numbers; its cosine with each row of the label bank becomes a calibrated probability.
 {info.parameters / 1e6:.2f} M parameters, {info.multiply_adds / 1e6:.0f} M multiply-adds a window; one feature
-sees {info.receptive_field_s:.2f} s before the mean over time.
+sees {info.receptive_field_s:.2f} s before the mean over time.{_int8(metrics)}
 
 **Intended use.** Research, and triage hints to trained readers who see the signal themselves. Not for unattended alarms.
 
@@ -49,6 +49,13 @@ sees {info.receptive_field_s:.2f} s before the mean over time.
 {note}Names, Japanese and English, come from labels.csv; a Japanese cardiologist has to review the
 terms before clinical use. The card of EQUES/MedLLama3-JP-v2, this package's default language model,
 forbids medical use: whoever trains with it is bound by that."""
+
+
+def _int8(metrics: dict[str, Any]) -> str:
+    if "int8" not in metrics:
+        return ""
+    each = ", ".join(f"{value:.4f} ({name})" for name, value in metrics["int8"]["median_cosine"].items())
+    return f"\n`encoder.u8s8.onnx`: median cosine with the float32 embeddings, by leads, calibration folds: {each}."
 
 
 def _data(metrics: dict[str, Any]) -> str:
@@ -62,7 +69,10 @@ def _data(metrics: dict[str, Any]) -> str:
 
 Weights: folds {_list(folds["train"])} ({metrics["train_records"]} records). Calibration and thresholds:
 fold {_list(folds["calibration"])} ({metrics["calibration_records"]} records), patients disjoint.
-A label that a source does not annotate is unknown there, not negative."""
+Unknown, so neither trained nor counted: a label that a source does not annotate; a general statement left out
+beside a specific one (T wave abnormality beside T wave inversion); every rhythm where a record names none;
+voltage, hypertrophy and atrial enlargement where the amplitude is lost. Ischaemia of a region counts as ischaemia,
+inferolateral and inferoposterior infarction as inferior."""
 
 
 def _list(values: list[int]) -> str:
@@ -93,7 +103,7 @@ def _results(bank: LabelBank, metrics: dict[str, Any]) -> str:
     ]
     return f"""## Results
 
-Fold {_list(report["folds"])} ({report["records"]} records), never used for training, selection or calibration.
+Fold {_list(report["folds"])} ({report["records"]} records), not used for weights, calibration or thresholds.
 Labels with at least 10 positives and 10 negatives there; a label that the leads do not allow does not count.
 
 | leads | labels | macro AUROC | the same labels from 12 leads | macro AUPRC | top-1 | top-5 |

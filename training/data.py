@@ -157,9 +157,13 @@ class DataSet:
         y, known = self.targets
         for start in range(0, len(self), batch):
             rows = np.arange(start, min(start + batch, len(self)))
-            masks = self._masks(rows, [lead_set] * len(rows))
-            x = self.windows(rows) * _kept(masks)
+            x, masks = self.kept(rows, lead_set)
             yield Batch(x, y[rows], known[rows] & self.assessable(masks), rows)
+
+    def kept(self, rows: NDArray[np.int64], lead_set: str) -> tuple[Floats, NDArray[np.int64]]:
+        """(B, 12, 5000) of these positions with only the leads of `lead_set`, and (B,) lead bits."""
+        masks = self._masks(rows, [lead_set] * len(rows))
+        return self.windows(rows) * _kept(masks), masks
 
     def _masks(self, rows: NDArray[np.int64], sets: Sequence[str]) -> NDArray[np.int64]:
         return np.array(

@@ -38,6 +38,7 @@ from training.evaluate import evaluate, model_scorer, predict
 from training.golden import golden_recording
 from training.labels import TextBank
 from training.onnx_graph import encoder_graph
+from training.quantize import int8_graph
 from training.trainee import Trainee
 
 __all__ = ["ExportError", "build_bank", "export"]
@@ -102,11 +103,13 @@ def export(
     command: str = "",
     fp32: bool = False,
     safetensors: bool = False,
+    int8: bool = False,
     advance: Callable[[int], None] = lambda n: None,
 ) -> Path:
     """Write the artifact under `out` -> its directory. report: the folds for reporting, scored once, here; None: no metrics.
 
-    advance is told how many records were scored, of held_out once and of report by lead set. Raises ExportError, ArtifactError.
+    fp32, safetensors, int8: optional files. advance is told how many records were scored, of held_out once and of report by
+    lead set. Raises ExportError, ArtifactError, and QuantizeError before anything is scored.
     """
     out.mkdir(parents=True, exist_ok=True)
     part = out / ".part"
@@ -115,17 +118,16 @@ def export(
     try:
         onnx = encoder_graph(model.encoder)
         digest = hashlib.sha256(onnx).hexdigest()
+        more, measured = _optional(model, train, held_out, fp32, int8)
         bank = build_bank(model, train, held_out, text, digest, advance)
-        files: dict[str, bytes] = {"encoder.onnx": onnx, "labels.bank": bank.to_bytes()}
+        files: dict[str, bytes] = {"encoder.onnx": onnx, "labels.bank": bank.to_bytes(), **more}
         files["thresholds.json"] = _json(
             {"method": "highest F1 on calibration folds", "thresholds": {x.id: x.threshold for x in bank.labels}}
         )
         samples, layout = golden_recording()
         x = chain.preprocess(samples, layout).x
         files["golden.npz"] = write_golden(samples, layout, _embed(model, x[None])[0])
-        if fp32:
-            files["encoder.fp32.onnx"] = encoder_graph(model.encoder, half=False)
-        metrics = _metrics(model, train, held_out, report, bank, advance)
+        metrics = {**_metrics(model, train, held_out, report, bank, advance), **measured}
         files["metrics.json"] = _json(metrics)
         info = _model_info(model)
         files["MODEL_CARD.md"] = model_card(info, bank, metrics, command, model.config).encode()
@@ -138,6 +140,19 @@ def export(
         return _finish(part, out, manifest, model, x)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _optional(
+    model: Trainee, train: DataSet, held_out: DataSet, fp32: bool, int8: bool
+) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """Further graphs by file name, and what was measured of them."""
+    files: dict[str, bytes] = {}
+    measured: dict[str, Any] = {}
+    if fp32:
+        files["encoder.fp32.onnx"] = encoder_graph(model.encoder, half=False)
+    if int8:
+        files["encoder.u8s8.onnx"], measured["int8"] = int8_graph(model.encoder, train, held_out, model.config.seed)
+    return files, measured
 
 
 def _json(value: Any) -> bytes:
@@ -200,7 +215,9 @@ def _manifest(part: Path, info: ModelInfo, bank: LabelBank, metrics: dict[str, A
         path.name: FileEntry(sha256=hashlib.sha256(path.read_bytes()).hexdigest(), bytes=path.stat().st_size)
         for path in sorted(part.iterdir())
     }
-    summary = {k: metrics[k] for k in ("folds", "train_records", "calibration_records", "sources")}
+    summary: dict[str, Any] = {
+        k: metrics[k] for k in ("folds", "train_records", "calibration_records", "sources", "int8") if k in metrics
+    }
     manifest = Manifest(
         format=FORMAT,
         created=datetime.now(UTC).replace(microsecond=0),

