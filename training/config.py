@@ -33,9 +33,9 @@ class TrainConfig:
     """D, the length of an embedding."""
     dropout: float = 0.2
     """Share of features dropped before the projection."""
-    epochs: int = 30
+    epochs: int = 40
     """Passes over the training folds, the finish included."""
-    finish_epochs: int = 3
+    finish_epochs: int = 5
     """The last passes, on whole 10 s windows instead of crops."""
     crop_s: float = 2.5
     """Seconds of a random crop in the other passes; 10 means whole windows."""

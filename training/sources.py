@@ -85,7 +85,7 @@ class Source:
 
 
 def fold_of(key: str) -> int:
-    """1 to 8 (training, calibration) or 9 (validation) for data without published folds: sha256 of the patient or record id modulo 5."""
+    """1 to 8 or, for a fifth, 9, where no folds are published: sha256 of the patient or record id modulo 5."""
     number = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
     return VALIDATION_FOLD if number % 5 == 4 else 1 + number // 5 % 8
 
