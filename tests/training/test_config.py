@@ -41,7 +41,7 @@ def test_plain_values_and_back() -> None:
         ("train_folds = [8, 9]", "train_folds: must not hold folds 9 and 10"),
         ("calibration_folds = [10]", "calibration_folds: must not hold folds 9 and 10"),
         ("calibration_folds = [7]", "calibration_folds: must be disjoint"),
-        ("finish_epochs = 99", "finish_epochs: must be 0 to epochs = 30"),
+        ("finish_epochs = 99", "finish_epochs: must be 0 to epochs = 40"),
         ("dim = 2", "dim: must be 8"),
         ("epochs = ", "config.toml"),
     ],
