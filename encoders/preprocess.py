@@ -137,7 +137,8 @@ def prepare(calibrated: Calibrated, layout: Layout) -> Prepared:
     if not len(used):
         return Prepared(np.zeros((len(LEADS), WINDOW), dtype=np.float32), 0, 0, 0, calibrated.reason)
     mv = calibrated.mv[used] if len(used) < len(calibrated.mv) else calibrated.mv
-    y = to_band(mv - mv.mean(axis=1, keepdims=True), layout.fs_mhz)  # float32 filters keep no offset of 100 mV apart
+    mean = mv @ np.full(mv.shape[1], 1 / mv.shape[1], dtype=np.float32)
+    y = to_band(mv - mean[:, None], layout.fs_mhz)  # float32 filters keep no offset of 100 mV apart
     rows, mask = _places(layout.leads if len(used) == len(layout.leads) else tuple(layout.leads[c] for c in used))
     n = min(y.shape[-1], WINDOW)
     if y.shape == (len(LEADS), WINDOW) and rows == list(range(len(LEADS))):

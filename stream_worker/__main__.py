@@ -198,6 +198,7 @@ def alerts(
 
 def main() -> Any:
     """Entry point: a WorkerError is one line on stderr and its exit code, never a traceback."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # windows are small: two threads are slower; the encoder has its own
     try:
         return app()
     except WorkerError as error:

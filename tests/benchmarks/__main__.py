@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
 
 from rich.console import Console
@@ -25,6 +26,7 @@ MODULES = ("windower", "preprocess", "replay", "kafka", "install")
 
 
 def main() -> None:
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as the worker's own command sets it, before numpy is imported
     console, found = Console(stderr=True), dict[str, float]()
     for name in sys.argv[1:] or MODULES:
         with console.status(f"measuring {name}"):
