@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, NamedTuple
 
 from encoders.artifact import Artifact, ArtifactError
@@ -22,22 +22,21 @@ class Item(NamedTuple):
     error: WorkerError | None
 
 
-async def problems(settings: Settings, security: Mapping[str, Any]) -> list[Item]:
-    """Model, labels, Kafka and its topics, Redis: every item, in that order."""
-    items = []
+async def problems(settings: Settings, security: Mapping[str, Any]) -> AsyncIterator[Item]:
+    """Model, labels, Kafka and its topics, Redis: every item, in that order, as soon as it is known."""
     model = None
     try:
         model = Artifact.load(settings.artifact_dir())
         with model.open(settings.backend, settings.threads) as encoder:
             text = f"{model.digest[:16]}, D = {encoder.dim}, {len(model.bank().labels)} labels, golden window agrees"
-            items.append(Item("model", f"{text}, backend {encoder.backend}", None))
+            yield Item("model", f"{text}, backend {encoder.backend}", None)
     except ArtifactError as error:
-        items.append(Item("model", "", ArtifactRefused(str(error))))
+        yield Item("model", "", ArtifactRefused(str(error)))
     except ConfigError as error:
-        items.append(Item("model", "", error))
-    items += await _kafka(settings, security)
-    items.append(await _redis(settings, model))
-    return items
+        yield Item("model", "", error)
+    for item in await _kafka(settings, security):
+        yield item
+    yield await _redis(settings, model)
 
 
 async def _kafka(settings: Settings, security: Mapping[str, Any]) -> list[Item]:

@@ -116,17 +116,22 @@ def topics(apply: bool, partitions: int, replication: int, kafka: str | None) ->
 
 def check(kafka: str | None, redis: str | None, artifact: Path | None, json: bool) -> None:
     """See `ecg-worker check --help`."""
-    from stream_worker.check import problems
+    from stream_worker.check import Item, problems
 
     settings = load_settings(kafka=kafka, redis=redis, artifact=artifact)
-    found = asyncio.run(problems(settings, security_of(settings)))
-    for item in found:
-        if json:
-            print_json({"what": item.what, "ok": item.error is None, "detail": item.detail, "error": str(item.error or "")})
-        else:
+    found: list[Item] = []
+
+    async def show() -> None:
+        async for item in problems(settings, security_of(settings)):
+            found.append(item)
+            if json:
+                print_json({"what": item.what, "ok": item.error is None, "detail": item.detail, "error": str(item.error or "")})
+                continue
             mark = "[green]ok[/green]     " if item.error is None else "[red]problem[/red]"
             Console().print(f"{mark} {item.what}: ", end="")
             Console().print(item.detail if item.error is None else str(item.error), markup=False, soft_wrap=True)
+
+    asyncio.run(show())
     worst: WorkerError | None = next((item.error for item in found if item.error is not None), None)
     if worst is not None:
         raise SystemExit(worst.exit_code)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from encoders.signal import ABSENT
-from stream_worker.records import Closed, Window
+from stream_worker.records import Chunk, Closed, Window
 from stream_worker.run import Run
 from tests.support import Rules, Windower, closings_of, codes_of, layout, push, run_key, signal, windows_of
 
@@ -251,6 +251,24 @@ def test_the_sample_between_two_windows_of_a_rounded_grid_is_not_late() -> None:
     assert len(windows_of(events)) == 11
 
 
+def test_a_device_clock_that_goes_back_starts_another_run() -> None:
+    w = Windower(0, Rules())
+    later = Chunk(run_key(L, start_ns=9_000_000_000), L, 0, X[:, :3000], False)
+    earlier = Chunk(run_key(L, start_ns=1_000_000_000), L, 0, X[:, :5000], False)
+    w.push(later, 0, 0)
+    (window,) = windows_of(w.push(earlier, 1, 0))
+    assert np.array_equal(window.samples, X[:, :5000])
+    assert len(w.runs) == 2
+
+
+def test_a_log_time_that_goes_back_neither_ends_nor_revives_a_run() -> None:
+    w = Windower(0, Rules())
+    feed(w, [(0, 3000)], ts=50_000)
+    assert feed(w, [(3000, 4500)], start=1, ts=1_000) == []
+    assert w.tick(80_000) == []
+    assert [e.closed for e in w.tick(80_001)] == ["idle"]
+
+
 def test_holes_are_bounded() -> None:
     w = Windower(0, Rules())
     codes = []
@@ -271,8 +289,6 @@ def test_memory_per_open_run_is_the_ring_and_little_more() -> None:
         before = tracemalloc.get_traced_memory()[0]
         for second in range(12):
             for i in range(20):
-                from stream_worker.records import Chunk
-
                 w.push(Chunk(run_key(twelve, stream=f"s{i}"), twelve, second * 500, x, False), second * 20 + i, second * 1000)
         used = (tracemalloc.get_traced_memory()[0] - before) / 20
         tracemalloc.stop()
