@@ -56,7 +56,7 @@ Hop = Annotated[
 ]
 
 
-@app.command()
+@app.command(short_help="Watch findings of simulated devices; no service needed.")
 def demo(
     record: Annotated[
         list[Path] | None,
@@ -84,7 +84,7 @@ def demo(
     commands.demo(record or [], seconds, speed, seed, json, kafka, redis, artifact, lead or [])
 
 
-@app.command()
+@app.command(short_help="Score recordings without a broker; one finding a line.")
 def replay(
     records: Annotated[list[Path], typer.Argument(help="Recordings (WFDB, EDF, CSV) or folders of them.")],
     json: Json = False,
@@ -104,7 +104,7 @@ def replay(
     commands.replay(records, json, scores, artifact, hop_ms, lead or [])
 
 
-@app.command()
+@app.command(short_help="Be a device: send a recording to Kafka in chunks.")
 def publish(
     record: Annotated[Path, typer.Argument(help="One recording (WFDB, EDF, CSV).")],
     stream_id: Annotated[str, typer.Option("--stream-id", help="A pseudonym of the device or patient; the message key.")],
@@ -124,7 +124,7 @@ def publish(
     commands.publish(record, stream_id, session_id, speed, chunk_ms, kafka, lead or [])
 
 
-@app.command()
+@app.command(short_help="The worker: chunks -> findings, until SIGTERM.")
 def run(
     kafka: Kafka = None,
     redis: Redis = None,
@@ -145,7 +145,7 @@ def run(
     operate.run(kafka=kafka, redis=redis, artifact=artifact, group=group, start=start, hop_ms=hop_ms, http_port=http_port)
 
 
-@app.command()
+@app.command(short_help="Read findings from Kafka, as an alerting service would.")
 def tail(
     kafka: Kafka = None,
     stream: Annotated[str | None, typer.Option("--stream", help="Only this stream id.")] = None,
@@ -162,7 +162,7 @@ def tail(
     commands.tail(kafka, stream, from_beginning, count, timeout, json)
 
 
-@app.command()
+@app.command(short_help="Print or create the topics as the worker needs them.")
 def topics(
     apply: Annotated[bool, typer.Option("--apply", help="Create what is missing; otherwise only print.")] = False,
     partitions: Annotated[
@@ -177,7 +177,7 @@ def topics(
     operate.topics(apply, partitions, replication, kafka)
 
 
-@app.command()
+@app.command(short_help="Is everything in place? What is wrong, what to do.")
 def check(kafka: Kafka = None, redis: Redis = None, artifact: ArtifactDir = None, json: Json = False) -> None:
     """Is everything in place? Configuration, model, labels, Kafka and its topics, Redis: what is wrong and what to do."""
     from stream_worker import operate
@@ -185,7 +185,7 @@ def check(kafka: Kafka = None, redis: Redis = None, artifact: ArtifactDir = None
     operate.check(kafka, redis, artifact, json)
 
 
-@app.command()
+@app.command(short_help="The alert stage: findings -> few, stable episodes.")
 def alerts(
     kafka: Kafka = None,
     web_port: Annotated[int | None, typer.Option("--web-port", help="Faust's web view of the episodes; default: none.")] = None,
