@@ -145,6 +145,14 @@ def test_a_dead_letter_names_the_record_and_holds_no_payload_unless_told() -> No
         assert ("payload_hex" in body) is keep
 
 
+def test_a_payload_that_would_not_fit_into_a_message_is_left_out() -> None:
+    _, small, _ = dead_letter_message(dead_letter(0, 0, "late", b"x" * 400_000, keep=True), "ecg.chunks")
+    _, large, _ = dead_letter_message(dead_letter(0, 0, "late", b"x" * 400_001, keep=True), "ecg.chunks")
+    assert b"payload_hex" in small
+    assert len(small) < 1_000_000  # the producer's limit is 1 MB
+    assert b"payload_hex" not in large
+
+
 def test_what_the_worker_reads_is_the_same_on_the_wire() -> None:
     value = pb.Chunk(**fields(last=True, order=pb.INTERLEAVED, session_start_ns=5)).SerializeToString()
     assert pb.ChunkRecord.FromString(value).SerializeToString() == value
