@@ -22,7 +22,7 @@ from encoders import preprocess as chain
 from encoders.bank import Label, LabelBank, rests_on_amplitude
 from encoders.base import Encoder
 from encoders.quality import Quality, assess
-from encoders.signal import Layout, lead_names
+from encoders.signal import LEADS, WINDOW, Layout, lead_names
 from stream_worker.records import Closed, Finding, Window, identity
 
 __all__ = ["Options", "Ready", "Scorer", "assessability"]
@@ -55,7 +55,7 @@ def assessability(labels: Sequence[Label], mask: int, amplitude_lost: bool) -> l
     return out
 
 
-_NOTHING = np.zeros((12, 5000), dtype=np.float32)
+_NOTHING = np.zeros((len(LEADS), WINDOW), dtype=np.float32)
 
 
 def _amplitude(layout: Layout) -> Literal["mV", "lost"]:
@@ -95,7 +95,7 @@ class Scorer:
         scorable = [i for i, r in enumerate(ready) if r is not None and r[0].reason is None]
         rows: dict[int, NDArray[np.float32]] = {}
         if scorable:
-            embeddings = self.encoder.encode(np.stack([r[0].x for i in scorable if (r := ready[i]) is not None]))
+            embeddings = self.encoder.encode(chain.stack([r[0] for i in scorable if (r := ready[i]) is not None]))
             rows = dict(zip(scorable, self.bank.probabilities(embeddings), strict=True))
             bad = [i for i, e in zip(scorable, embeddings, strict=True) if not np.isfinite(e).all()]
             for i in bad:
