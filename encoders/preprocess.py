@@ -15,10 +15,10 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from encoders.filters import BlockFir, Floats, bandpass, resample, to_band
+from encoders.filters import Floats, to_band
 from encoders.signal import ABSENT, LEADS, WINDOW, Layout, SignalError, lead_bits
 
-__all__ = ["VERSION", "BlockFir", "Calibrated", "Prepared", "bandpass", "calibrate", "prepare", "preprocess", "resample"]
+__all__ = ["VERSION", "Calibrated", "Prepared", "calibrate", "prepare", "preprocess", "stack"]
 
 VERSION = "2"  # written into manifest and finding; a change of any number here or in `filters` changes it
 
