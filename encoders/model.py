@@ -108,9 +108,12 @@ class EcgEncoder(nn.Module):
         y = self.pool(F.relu(self.bn1(self.conv1(y))))
         return torch.as_tensor(self.layers(y)).mean(dim=(2, 3))
 
+    def project(self, features: Tensor) -> Tensor:
+        """(B, 512) -> (B, D) unit-norm."""
+        return F.normalize(self.projection(self.dropout(features)), dim=-1, eps=NORM_FLOOR)
+
     def forward(self, x: Tensor) -> Tensor:
-        z = self.projection(self.dropout(self.features(x)))  # (B, D)
-        return F.normalize(z, dim=-1, eps=NORM_FLOOR)
+        return self.project(self.features(x))
 
 
 def fold(model: EcgEncoder) -> EcgEncoder:

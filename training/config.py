@@ -40,7 +40,13 @@ class TrainConfig:
     crop_s: float = 2.5
     """Seconds of a random crop in the other passes; 10 means whole windows."""
     batch: int = 32
-    """Records a step."""
+    """Records a step, over all processes."""
+    accumulate: int = 1
+    """Parts in which a process embeds its records: memory of one part, one more forward pass; the loss sees the whole batch."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; auto takes a GPU where there is one."""
+    amp: Literal["off", "bf16"] = "off"
+    """bf16: convolutions in bfloat16 on a GPU; projection, norm, logits and loss stay in float32."""
     lr: float = 1e-3
     """Peak learning rate of AdamW."""
     weight_decay: float = 1e-3
@@ -90,6 +96,10 @@ class TrainConfig:
         need(0 <= self.finish_epochs <= self.epochs, "finish_epochs", f"must be 0 to epochs = {self.epochs}")
         need(1 <= self.crop_s <= 10, "crop_s", "must be 1 to 10 seconds")
         need(self.batch >= 2, "batch", "must be at least 2")
+        parts = f"must be at least 1 and divide batch = {self.batch} into parts of at least 2"
+        need(1 <= self.accumulate <= self.batch // 2 and self.batch % self.accumulate == 0, "accumulate", parts)
+        need(self.device in ("auto", "cpu", "cuda"), "device", "must be auto, cpu or cuda")
+        need(self.amp in ("off", "bf16"), "amp", "must be off or bf16")
         need(0 < self.lr < 1, "lr", "must be above 0 and below 1")
         need(0 <= self.weight_decay < 1, "weight_decay", "must be 0 to below 1")
         need(0 <= self.warmup_epochs <= self.epochs, "warmup_epochs", f"must be 0 to epochs = {self.epochs}")

@@ -19,7 +19,7 @@ from training.checkpoint import CheckpointError, load_checkpoint, optimizer_tens
 from training.config import TrainConfig
 from training.data import Batch, DataSet, batches
 from training.labels import TextBank
-from training.trainee import Trainee, build_trainee, caption_rows
+from training.trainee import Trainee, build_trainee, record_tensors
 
 __all__ = ["Progress", "Trained", "learning_rate", "load_trained", "train"]
 
@@ -63,7 +63,7 @@ class _Run:
     average: Trainee
     optimizer: torch.optim.Optimizer
     per_epoch: int
-    captions: Tensor | None
+    extra: dict[str, Tensor]
     step: int = 0
     stop: bool = False
     command: str = ""
@@ -72,8 +72,9 @@ class _Run:
     def train_step(self, batch: Batch) -> float:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.step, self.per_epoch)
-        captions = self.captions[torch.from_numpy(batch.rows)] if self.captions is not None else None
-        loss = self.model.loss(torch.from_numpy(batch.x), torch.from_numpy(batch.y), torch.from_numpy(batch.known), captions)
+        extra = {name: rows[torch.from_numpy(batch.rows)] for name, rows in self.extra.items()}
+        e = self.model.embed(torch.from_numpy(batch.x))
+        loss = self.model.loss_of(e, torch.from_numpy(batch.y), torch.from_numpy(batch.known), extra)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 5.0)
@@ -162,11 +163,11 @@ def _start(config: TrainConfig, data: DataSet, text: TextBank) -> _Run:
     average.requires_grad_(False)
     wanted = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(wanted, lr=config.lr, weight_decay=config.weight_decay)
-    captions = caption_rows(data, text, data.labels) if config.objective == "infonce" else None
+    extra = record_tensors(data, text, config)
     per_epoch = len(data) // config.batch
     if per_epoch == 0:
         raise CheckpointError(f"batch {config.batch} is larger than the {len(data)} training records; lower batch")
-    return _Run(config, model, average, optimizer, per_epoch, captions)
+    return _Run(config, model, average, optimizer, per_epoch, extra)
 
 
 def _epoch(run: _Run, data: DataSet, epoch: int, report: Callable[[Progress], None]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -14,7 +16,7 @@ from training.loss import bank_sigmoid, infonce, log_prior
 from training.rows import BankRows, whiten
 from training.vocabulary import Statement
 
-__all__ = ["Trainee", "TraineeError", "build_trainee"]
+__all__ = ["Trainee", "TraineeError", "build_trainee", "record_tensors"]
 
 
 class TraineeError(ValueError):
@@ -47,13 +49,23 @@ class Trainee(nn.Module):
         rows: Tensor = self.rows()  # (L, D)
         return self.scale * (e @ rows.T) + self.bias
 
-    def loss(self, x: Tensor, y: Tensor, known: Tensor, captions: Tensor | None) -> Tensor:
-        """x: (B, 12, T); y, known: bool (B, L); captions: (B, E), for infonce."""
+    def embed(self, x: Tensor) -> Tensor:
+        """x: (B, 12, T) -> (B, D) float32, also where the convolutions run in bfloat16; records pass it in any parts."""
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.config.amp == "bf16"):
+            features = self.encoder.features(x)
+        return self.encoder.project(features.float())
+
+    def loss_of(self, e: Tensor, y: Tensor, known: Tensor, extra: Mapping[str, Tensor]) -> Tensor:
+        """The loss of a whole step. e: (B, D) of `embed`; y, known: bool (B, L); extra: (B, ...) rows of `record_tensors`.
+
+        Knows neither processes nor parts: B is the batch of the config, wherever its records were embedded.
+        """
         if self.config.objective == "infonce":
-            if captions is None:
+            if "captions" not in extra:
                 raise TraineeError("infonce needs the captions' embeddings")
-            return infonce(self.encoder(x), self.rows(captions), self.config.tau)
-        return bank_sigmoid(self.logits(x), y, known & self.active)
+            return infonce(e, self.rows(extra["captions"]), self.config.tau)
+        rows: Tensor = self.rows()  # (L, D)
+        return bank_sigmoid(self.scale * (e @ rows.T) + self.bias, y, known & self.active)
 
 
 def build_trainee(config: TrainConfig, data: DataSet, text: TextBank, statements: tuple[Statement, ...]) -> Trainee:
@@ -72,6 +84,11 @@ def build_trainee(config: TrainConfig, data: DataSet, text: TextBank, statements
     else:
         rows = BankRows(raw, config.dim, True, "random")
     return Trainee(config, rows, log_prior(y, known), active)
+
+
+def record_tensors(data: DataSet, text: TextBank, config: TrainConfig) -> dict[str, Tensor]:
+    """What the objective needs of each record beside its targets, by name: (N, ...) in the order of `data`."""
+    return {"captions": caption_rows(data, text, data.labels)} if config.objective == "infonce" else {}
 
 
 def caption_rows(data: DataSet, text: TextBank, labels: tuple[Statement, ...]) -> Tensor:
