@@ -206,14 +206,19 @@ def _kept(masks: NDArray[np.int64]) -> Floats:
     return (masks[:, None] >> np.arange(len(LEADS)) & 1).astype(np.float32)[:, :, None]
 
 
-def batches(data: DataSet, config: TrainConfig, epoch: int, first: int = 0) -> Iterator[Batch]:
-    """The batches of one epoch from number `first` on, read ahead by a thread. The last incomplete batch is left out."""
+def batches(
+    data: DataSet, config: TrainConfig, epoch: int, first: int = 0, part: tuple[int, int] = (0, 1)
+) -> Iterator[Batch]:
+    """The batches of one epoch from number `first` on, read ahead by a thread. The last incomplete batch is left out.
+
+    part: (k, n) gives every n-th record of each batch from the k-th on, so that n processes share it.
+    """
     order = np.random.default_rng([config.seed, epoch]).permutation(len(data))
     whole = epoch >= config.epochs - config.finish_epochs or int(config.crop_s * FS) >= WINDOW
 
     def make(number: int) -> Batch:
-        rows = order[number * config.batch : (number + 1) * config.batch]
-        return data.draw(rows, config, whole, np.random.default_rng([config.seed, epoch, number]))
+        rows = order[number * config.batch : (number + 1) * config.batch][part[0] :: part[1]]
+        return data.draw(rows, config, whole, np.random.default_rng([config.seed, epoch, number, *part]))
 
     with ThreadPoolExecutor(1) as pool:
         total = len(order) // config.batch
