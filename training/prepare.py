@@ -1,8 +1,9 @@
 """Folders of recordings -> a prepared data set: shards of encoder inputs, an index, a manifest. One shard in memory at a time.
 
 DIR/manifest.json            sources and what they declare, digests of all files, records left out with the reason
-DIR/index.parquet            a row a record: patient, fold, split, shard, row, lead mask, unit, labels
+DIR/index.parquet            a row a record: patient, fold, split, shard, row, lead mask, unit, labels, sex, age, quality
 DIR/shard-00000.safetensors  "x": float16 (N, 12, 5000), exactly what `encoders.preprocess` gives, rounded
+DIR/statistics.html          what is in it, for people (training/statistics_page.py)
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,21 +23,24 @@ import pyarrow.parquet as pq
 from safetensors.numpy import save_file
 
 from encoders import preprocess as chain
-from encoders.recordings import RecordingError, read_recording
-from encoders.signal import SignalError
+from encoders.recordings import Recording, RecordingError, read_recording
+from encoders.signal import ABSENT, SignalError
 from training.sources import CALIBRATION_FOLD, TEST_FOLD, VALIDATION_FOLD, Annotated, Source
 
-__all__ = ["MANIFEST", "PrepareError", "check_patients", "file_digest", "prepare", "split_of"]
+__all__ = ["INDEX", "MANIFEST", "PrepareError", "check_patients", "file_digest", "prepare", "split_of", "suspicious"]
 
 MANIFEST = "manifest.json"
 INDEX = "index.parquet"
 FORMAT = 1
 SHARD = 128  # records; 15 MB
 READERS = 2
+LARGEST_MV = 20.0  # no heart moves a lead this far within a second; an ECG in uV taken for mV always does
 
 _SCHEMA = pa.schema(
-    [(name, pa.string()) for name in ("record", "source", "patient", "split", "shard", "unit", "signal")]
+    [(name, pa.string()) for name in ("record", "source", "patient", "split", "shard", "unit", "signal", "sex", "quality")]
     + [(name, pa.int32()) for name in ("fold", "row", "mask", "derived", "n_valid")]
+    + [(name, pa.float32()) for name in ("age", "fs")]
+    + [("window", pa.int64())]
     + [(name, pa.list_(pa.string())) for name in ("positive", "unknown")]
 )
 
@@ -50,20 +54,49 @@ def split_of(fold: int) -> str:
     return {CALIBRATION_FOLD: "calibration", VALIDATION_FOLD: "val", TEST_FOLD: "test"}.get(fold, "train")
 
 
+def _place(fold: int) -> str:
+    return f"fold {fold} ({split_of(fold)})"
+
+
 def check_patients(records: Iterable[Annotated]) -> None:
-    """Raises PrepareError when one patient's records lie in two splits, or one record comes twice."""
+    """Raises PrepareError when one patient's records lie in two folds, or one record comes twice.
+
+    Folds, not splits: cross-validation holds out pairs of the training folds.
+    """
     seen: dict[str, Annotated] = {}
     names: set[str] = set()
     for record in records:
         other = seen.setdefault(record.patient, record)
-        if split_of(other.fold) != split_of(record.fold):
+        if other.fold != record.fold:
             raise PrepareError(
-                f"patient {record.patient} crosses the split: {other.record} is in {split_of(other.fold)} (fold {other.fold}), "
-                f"{record.record} in {split_of(record.fold)} (fold {record.fold}); give both the same strat_fold"
+                f"patient {record.patient} crosses the split: {other.record} is in {_place(other.fold)}, "
+                f"{record.record} in {_place(record.fold)}; give both the same fold"
             )
         if record.record in names:
             raise PrepareError(f"{record.record} comes twice; give each folder once, under names of their own")
         names.add(record.record)
+
+
+def suspicious(recording: Recording) -> str:
+    """ "" or, with the remedy, that most leads are too large to be in the unit that the file states: uV taken for mV.
+
+    A lead's size is the median of its peak-to-peak over whole seconds, so that wander and single artefacts do not count.
+    """
+    layout, n = recording.layout, max(1, int(recording.layout.fs))
+    seconds = recording.samples.shape[1] // n
+    if layout.unit != "mV" or seconds == 0:
+        return ""
+    x = recording.samples[:, : seconds * n].reshape(len(layout.leads), seconds, n).astype(np.int32)  # (C, seconds, fs)
+    absent = x == ABSENT
+    span = np.where(absent, ABSENT, x).max(axis=2) - np.where(absent, -ABSENT, x).min(axis=2)
+    mv = np.median(span, axis=1) / np.array(layout.gain)  # (C,); negative where a lead has no sample
+    large = int((mv > LARGEST_MV).sum())
+    if 2 * large <= len(layout.leads):
+        return ""
+    return (
+        f"suspicious amplitude: {np.median(mv):.0f} mV peak to peak within a second in {large} of {len(layout.leads)} leads; "
+        "if its numbers are uV, say so in its header (unit or gain)"
+    )
 
 
 @dataclass(frozen=True)
@@ -71,18 +104,96 @@ class _Row:
     annotated: Annotated
     prepared: chain.Prepared | None
     unit: str
+    fs: float
     reason: str
 
 
 def _read(record: Annotated) -> _Row:
     try:
-        recording = read_recording(record.path, record.leads or None)
+        recording = record.read() if record.read else read_recording(record.path, record.leads or None)
         prepared = chain.preprocess(recording.samples, recording.layout)
     except (RecordingError, SignalError) as error:
-        return _Row(record, None, "", str(error).replace(str(record.path), record.record))
-    if prepared.reason is not None:
-        return _Row(record, None, "", f"cannot be scored: {prepared.reason}")
-    return _Row(record, prepared, recording.layout.unit, "")
+        return _Row(record, None, "", 0.0, str(error).replace(str(record.path), record.record))
+    reason = f"cannot be scored: {prepared.reason}" if prepared.reason else suspicious(recording)
+    return _Row(record, None if reason else prepared, recording.layout.unit, recording.layout.fs, reason)
+
+
+class _Writer:
+    """Shards and index as the rows come; what the manifest has to say is counted, not kept."""
+
+    def __init__(self, out: Path, shard: int) -> None:
+        self.out, self.size = out, shard
+        self.held: list[tuple[Annotated, chain.Prepared, _Row, str]] = []
+        self.signals: dict[str, tuple[str, int]] = {}  # digest -> record, fold
+        self.duplicates: dict[str, None] = {}  # ordered
+        self.splits: Counter[str] = Counter()
+        self.positives: Counter[str] = Counter()
+        self.shards: list[str] = []
+        self.records = 0
+        self.index = pq.ParquetWriter(out / INDEX, _SCHEMA)
+
+    def add(self, row: _Row) -> str:
+        """ "" or why this record must be left out: its signal stands in another fold already."""
+        window, record = row.prepared, row.annotated
+        assert window is not None
+        digest = hashlib.sha256(window.x.tobytes()).hexdigest()[:32]
+        name, fold = self.signals.setdefault(digest, (record.record, record.fold))
+        if fold != record.fold:
+            return f"same signal as {name}, but that is in {_place(fold)}, this in {_place(record.fold)}"
+        if name != record.record:
+            self.duplicates |= {name: None, record.record: None}
+        self.held.append((record, window, row, digest))
+        if len(self.held) == self.size:
+            self._flush()
+        return ""
+
+    def _flush(self) -> None:
+        if not self.held:
+            return
+        name = f"shard-{len(self.shards):05d}.safetensors"
+        save_file({"x": np.stack([window.x for _, window, _, _ in self.held]).astype(np.float16)}, self.out / name)
+        rows = [_entry(*held, name, i) for i, held in enumerate(self.held)]
+        self.index.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA))
+        self.splits.update(row["split"] for row in rows)
+        self.positives.update(label for row in rows for label in row["positive"])
+        self.shards.append(name)
+        self.records += len(rows)
+        self.held = []
+
+    def close(self) -> None:
+        self._flush()
+        self.index.close()
+
+
+def _entry(record: Annotated, window: chain.Prepared, row: _Row, digest: str, shard: str, position: int) -> dict[str, Any]:
+    return {
+        "record": record.record,
+        "source": record.source,
+        "patient": record.patient,
+        "fold": record.fold,
+        "split": split_of(record.fold),
+        "shard": shard,
+        "row": position,
+        "mask": window.mask,
+        "derived": window.derived,
+        "n_valid": window.n_valid,
+        "unit": row.unit,
+        "signal": digest,
+        "positive": list(record.positive),
+        "unknown": list(record.unknown),
+        "sex": record.sex,
+        "age": record.age,
+        "quality": record.quality,
+        "fs": row.fs,
+        "window": record.window,
+    }
+
+
+def _rows(records: Sequence[Annotated]) -> Iterator[_Row]:
+    """In order, read by a few threads that never run ahead by more than a shard."""
+    with ThreadPoolExecutor(READERS) as pool:
+        for start in range(0, len(records), SHARD):
+            yield from pool.map(_read, records[start : start + SHARD])
 
 
 def prepare(
@@ -98,67 +209,20 @@ def prepare(
         raise PrepareError(f"{out} is not empty; give a new directory")
     out.mkdir(parents=True, exist_ok=True)
     skipped = [item for source in sources for item in source.skipped]
-    rows: list[dict[str, Any]] = []
-    signals: dict[str, Annotated] = {}
-    with ThreadPoolExecutor(READERS) as pool:
-        held: list[_Row] = []
-        for start in range(0, len(records), shard):  # bounded: the pool never runs ahead by more than a shard
-            for row in pool.map(_read, records[start : start + shard]):
-                advance(1)
-                reason = row.reason or _crossing(row, signals)
-                if reason:
-                    skipped.append((row.annotated.record, reason))
-                    continue
-                held.append(row)
-                if len(held) == shard:
-                    rows += _write_shard(out, len({r["shard"] for r in rows}), held)
-                    held = []
-        if held:
-            rows += _write_shard(out, len({r["shard"] for r in rows}), held)
-    if not rows:
+    writer = _Writer(out, shard)
+    try:
+        for row in _rows(records):
+            advance(1)
+            reason = row.reason or writer.add(row)
+            if reason:
+                skipped.append((row.annotated.record, reason))
+    finally:
+        writer.close()
+    if not writer.records:
         raise PrepareError(f"none of {len(records)} records could be read; the first: {skipped[0] if skipped else 'no record'}")
-    pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), out / INDEX)
-    manifest = _manifest(sources, rows, skipped, out, command)
+    manifest = _manifest(sources, writer, skipped, command)
     (out / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return manifest
-
-
-def _digest(window: chain.Prepared) -> str:
-    return hashlib.sha256(window.x.tobytes()).hexdigest()[:32]
-
-
-def _crossing(row: _Row, signals: dict[str, Annotated]) -> str:
-    """Why this record must be left out: its signal stands in another split already."""
-    assert row.prepared is not None
-    other = signals.setdefault(_digest(row.prepared), row.annotated)
-    if split_of(other.fold) == split_of(row.annotated.fold):
-        return ""
-    return f"same signal as {other.record}, but that is in {split_of(other.fold)}, this in {split_of(row.annotated.fold)}"
-
-
-def _write_shard(out: Path, number: int, held: Sequence[_Row]) -> list[dict[str, Any]]:
-    name = f"shard-{number:05d}.safetensors"
-    windows = [row.prepared for row in held if row.prepared is not None]
-    save_file({"x": np.stack([w.x for w in windows]).astype(np.float16)}, out / name)
-    return [
-        {
-            "record": row.annotated.record,
-            "source": row.annotated.source,
-            "patient": row.annotated.patient,
-            "fold": row.annotated.fold,
-            "split": split_of(row.annotated.fold),
-            "shard": name,
-            "row": i,
-            "mask": window.mask,
-            "derived": window.derived,
-            "n_valid": window.n_valid,
-            "unit": row.unit,
-            "signal": _digest(window),
-            "positive": list(row.annotated.positive),
-            "unknown": list(row.annotated.unknown),
-        }
-        for i, (row, window) in enumerate(zip(held, windows, strict=True))
-    ]
 
 
 def file_digest(path: Path) -> str:
@@ -167,21 +231,18 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _manifest(
-    sources: Sequence[Source], rows: Sequence[dict[str, Any]], skipped: Sequence[tuple[str, str]], out: Path, command: str
-) -> dict[str, Any]:
-    signals = Counter(row["signal"] for row in rows)
-    files = [INDEX, *sorted({row["shard"] for row in rows})]
+def _manifest(sources: Sequence[Source], made: _Writer, skipped: Sequence[tuple[str, str]], command: str) -> dict[str, Any]:
+    files = [INDEX, *made.shards]
     return {
         "format": FORMAT,
         "command": command,
         "preprocess": chain.VERSION,
-        "records": len(rows),
-        "splits": dict(Counter(row["split"] for row in rows)),
+        "records": made.records,
+        "splits": dict(made.splits),
         "folders": [{"name": s.name, "layout": s.layout, "records": len(s.records)} for s in sources],
         "declared": {name: list(labels) for s in sources for name, labels in s.declared.items()},
-        "positives": dict(sorted(Counter(label for row in rows for label in row["positive"]).items())),
-        "duplicates": [row["record"] for row in rows if signals[row["signal"]] > 1],
-        "files": {name: {"sha256": file_digest(out / name), "bytes": (out / name).stat().st_size} for name in files},
+        "positives": dict(sorted(made.positives.items())),
+        "duplicates": list(made.duplicates),
+        "files": {name: {"sha256": file_digest(made.out / name), "bytes": (made.out / name).stat().st_size} for name in files},
         "skipped": [{"record": record, "reason": reason} for record, reason in skipped],
     }

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +16,11 @@ from safetensors.numpy import load_file
 
 from encoders.preprocess import VERSION, preprocess
 from encoders.recordings import read_recording
-from training.prepare import PrepareError, check_patients, prepare, split_of
+from encoders.signal import ABSENT
+from training.data import DataSet
+from training.prepare import PrepareError, check_patients, file_digest, prepare, split_of, suspicious
 from training.sources import Annotated, Source
+from training.vocabulary import Statement
 
 HEADER = "{name} {n} 500 5000\n"
 SIGNAL = "{name}.dat 16 1000(0)/mV 16 0 0 0 0 {lead}\n"
@@ -72,11 +77,11 @@ def test_no_patient_crosses_in_real_data(prepared: Path) -> None:
 
 def test_a_crossing_patient_is_refused_by_name(tmp_path: Path) -> None:
     records = [annotated(tmp_path / "a", 7, "p7"), annotated(tmp_path / "b", 9, "p7")]
-    with pytest.raises(PrepareError, match=r"patient p7 crosses.*s/a is in train \(fold 7\), s/b in val \(fold 9\)"):
+    with pytest.raises(PrepareError, match=r"patient p7 crosses.*s/a is in fold 7 \(train\), s/b in fold 9 \(val\)"):
         check_patients(records)
-    with pytest.raises(PrepareError, match=r"s/a is in train \(fold 1\), s/b in calibration \(fold 8\)"):
-        check_patients([annotated(tmp_path / "a", 1, "p7"), annotated(tmp_path / "b", 8, "p7")])
-    check_patients([annotated(tmp_path / "a", 1, "p7"), annotated(tmp_path / "b", 7, "p7")])
+    with pytest.raises(PrepareError, match=r"s/a is in fold 1 \(train\), s/b in fold 3 \(train\)"):  # held out in turn
+        check_patients([annotated(tmp_path / "a", 1, "p7"), annotated(tmp_path / "b", 3, "p7")])
+    check_patients([annotated(tmp_path / "a", 1, "p7"), annotated(tmp_path / "b", 1, "p7")])
     with pytest.raises(PrepareError, match="s/a comes twice"):
         check_patients([annotated(tmp_path / "a"), annotated(tmp_path / "a")])
     assert [split_of(f) for f in (1, 8, 9, 10)] == ["train", "calibration", "val", "test"]
@@ -110,15 +115,55 @@ def test_two_leads_are_masked_and_derived(tmp_path: Path) -> None:
     assert x[2].any()
 
 
-def test_the_same_signal_never_stands_in_two_splits(tmp_path: Path) -> None:
-    one = record(tmp_path, "one", noise(5))
-    two, same, eighth = (record(tmp_path, name, noise(5)) for name in ("two", "same", "eighth"))
-    parts = (annotated(one, 1), annotated(two, 9), annotated(same, 2), annotated(eighth, 8))
+def test_the_same_signal_never_stands_in_two_folds(tmp_path: Path) -> None:
+    names = {"one": 1, "two": 9, "same": 1, "other": 2}
+    parts = [annotated(record(tmp_path, name, noise(5)), fold) for name, fold in names.items()]
     manifest = prepare([source(*parts)], tmp_path / "out")
     reasons = {e["record"]: e["reason"] for e in manifest["skipped"]}
-    assert reasons["s/two"] == "same signal as s/one, but that is in train, this in val"
-    assert reasons["s/eighth"] == "same signal as s/one, but that is in train, this in calibration"
-    assert manifest["duplicates"] == ["s/one", "s/same"]  # within one split they may stay, and are named
+    assert reasons["s/two"] == "same signal as s/one, but that is in fold 1 (train), this in fold 9 (val)"
+    assert reasons["s/other"] == "same signal as s/one, but that is in fold 1 (train), this in fold 2 (train)"
+    assert manifest["duplicates"] == ["s/one", "s/same"]  # within one fold they may stay, and are named
+    assert manifest["records"] == 2
+
+
+def test_microvolts_taken_for_millivolts_are_left_out_with_the_remedy(tmp_path: Path, unpacked: Path) -> None:
+    real = read_recording(unpacked / "ptbxl/records500/00000/00001_hr")
+    assert suspicious(real) == ""
+    large = replace(real, layout=replace(real.layout, gain=tuple(g / 1000 for g in real.layout.gain)))
+    assert re.match(r"suspicious amplitude: \d{3} mV .* in 12 of 12 leads; if its numbers are uV", suspicious(large))
+    assert suspicious(replace(large, layout=replace(large.layout, unit="NU"))) == ""  # no unit, no expectation
+    samples = real.samples.copy()
+    samples[:, ::500] = ABSENT  # what is absent has no amplitude
+    assert suspicious(replace(real, samples=samples)) == ""
+    table = tmp_path / "uv.csv"  # a device's export in uV, without saying so
+    counts = record(tmp_path, "ok", noise(1))
+    values = read_recording(counts).samples.T
+    table.write_text("# fs=500\nI,II\n" + "\n".join(f"{a},{b}" for a, b in values) + "\n")
+    manifest = prepare([source(annotated(counts), annotated(table))], tmp_path / "out")
+    (reason,) = (e["reason"] for e in manifest["skipped"] if e["record"] == "s/uv.csv")
+    assert "in 2 of 2 leads" in reason
+
+
+def test_what_the_source_knows_of_a_person_stands_in_the_index(tmp_path: Path) -> None:
+    known = replace(annotated(record(tmp_path, "known", noise(1))), sex="F", age=61.0, quality="acceptable", window=36000)
+    prepare([source(known, annotated(record(tmp_path, "other", noise(2))))], tmp_path / "out")
+    rows = pq.read_table(tmp_path / "out" / "index.parquet").to_pylist()
+    columns = ("sex", "age", "quality", "window", "fs")
+    assert [tuple(r[c] for c in columns) for r in rows] == [
+        ("F", 61.0, "acceptable", 36000, 500.0),
+        (None, None, None, None, 500.0),
+    ]
+
+
+def test_a_data_set_without_the_newer_columns_is_still_read(tmp_path: Path, vocabulary: tuple[Statement, ...]) -> None:
+    out = tmp_path / "out"
+    manifest = prepare([source(annotated(record(tmp_path, "a", noise(1))))], out)
+    table = pq.read_table(out / "index.parquet").drop_columns(["sex", "age", "quality", "window", "fs"])
+    pq.write_table(table, out / "index.parquet")
+    path = out / "index.parquet"
+    manifest["files"]["index.parquet"] = {"sha256": file_digest(path), "bytes": path.stat().st_size}
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    assert DataSet(out, vocabulary, (1,)).positives().sum() == 1
 
 
 def test_output_must_be_new_and_something_must_be_readable(tmp_path: Path) -> None:

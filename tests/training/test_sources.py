@@ -29,6 +29,8 @@ def test_ptbxl_as_published(unpacked: Path, vocabulary: tuple[Statement, ...]) -
     first = next(r for r in source.records if r.record == "ptbxl/1")
     assert first.patient == "ptbxl:ptbxl-15709"
     assert first.fold == 3
+    assert (first.sex, first.age) == ("F", 56.0)
+    assert max(r.age for r in source.records if r.age is not None) == 90.0  # the table has 300 for whoever is older
     assert first.positive == ("LVOLT", "NORM", "SR")  # NORM 100, LVOLT 0, SR 0: stated
     assert first.path.with_suffix(".hea").is_file()
     assert {"LAD", "RAD"} <= set(first.unknown)  # no heart axis given
@@ -126,6 +128,7 @@ def test_challenge_layout(unpacked: Path, vocabulary: tuple[Statement, ...]) -> 
     named = {r.record: r for r in source.records}
     assert named["challenge/E00004"].positive == ("ISC", "ISC_LAT", "LVH", "SBRAD", "TAB")
     assert named["challenge/A0057"].positive == ("CLBBB",)
+    assert (named["challenge/A0057"].sex, named["challenge/A0057"].age) == ("M", 85.0)
     assert set(named["challenge/A0057"].unknown) == RHYTHMS  # no rhythm is named: none is denied
     assert "ISC" not in source.declared["challenge/E"] or any(
         "164861001" in path.read_text() for path in (unpacked / "challenge").glob("E*.hea")
@@ -156,6 +159,16 @@ def test_alivecor_layout(tmp_path: Path, vocabulary: tuple[Statement, ...]) -> N
     ]
     assert source.declared == {tmp_path.name: ("AFIB", "SR")}
     assert len(source.skipped) == 1
+
+
+def test_quality_grades_are_kept_and_declare_nothing(tmp_path: Path, vocabulary: tuple[Statement, ...]) -> None:
+    (tmp_path / "RECORDS-acceptable").write_text("1\n2\n")
+    with pytest.raises(SourceError, match="RECORDS-unacceptable: no such file"):
+        read_source(tmp_path, vocabulary)
+    (tmp_path / "RECORDS-unacceptable").write_text("3\n")
+    source = read_source(tmp_path, vocabulary)
+    assert [r.quality for r in source.records] == ["acceptable", "acceptable", "unacceptable"]
+    assert source.declared == {tmp_path.name: ()}
 
 
 def test_other_folders_are_refused(tmp_path: Path, vocabulary: tuple[Statement, ...]) -> None:
