@@ -12,27 +12,39 @@ import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from encoders.signal import LEADS, lead_bits
 
 __all__ = [
+    "EVALUATED",
     "MIN_POSITIVES",
     "VOLTAGE_CODES",
     "BankError",
     "Label",
     "LabelBank",
     "TextModel",
+    "Tier",
     "assessable",
     "rests_on_amplitude",
+    "tier_of",
 ]
 
 MAGIC = b"ECGBANK1"
 MIN_POSITIVES = 10  # training positives below which a label has no probability
+EVALUATED = (30, 10)  # least training and least held-out positives of a label whose figures mean something
 UNIT_TOLERANCE = 1e-3
 MAX_HEADER = 8 << 20  # bytes
 
@@ -48,12 +60,21 @@ VOLTAGE_CODES = frozenset(
 Floats = NDArray[np.float32]
 MAX_NUMBER = 1e4  # of scale, bias and calibration: far beyond any use, far within float32
 Finite = Annotated[float, Field(ge=-MAX_NUMBER, le=MAX_NUMBER, allow_inf_nan=False)]
+Tier = Literal["evaluated", "trained", "unsupported"]
 Urgency = Literal["normal", "routine", "routine_new_urgent", "urgent", "critical"]
 LeadsNeeded = Literal["any", "limb", "V1|V2", "12"]
 
 
 class BankError(ValueError):
     """Bytes that are not a label bank, or a bank that does not fit; the text gives the two values that differ."""
+
+
+def tier_of(positives: int, held_out: int | None) -> Tier:
+    """How far the evidence of a label goes. positives: in training; held_out: in records that no weight was fitted on."""
+    if positives < MIN_POSITIVES:
+        return "unsupported"
+    enough = positives >= EVALUATED[0] and held_out is not None and held_out >= EVALUATED[1]
+    return "evaluated" if enough else "trained"
 
 
 def assessable(leads_needed: str, mask: int) -> bool:
@@ -79,8 +100,10 @@ class _Frozen(BaseModel):
 class Label(_Frozen):
     """One diagnostic statement. bias, calibration (a, b): probability = sigmoid(a * logit + b), logit = scale * cosine + bias.
 
-    codes: by scheme ("snomed_ct", "scp"). positives: records that state it in the training data; below 10 it is
-    ``unsupported`` and has no probability. threshold: on the probability, None where it could not be chosen.
+    codes: by scheme ("snomed_ct", "scp"). positives, held_out: records that state it in the training data and among those that
+    no weight was fitted on (None: not counted). tier: ``evaluated`` with at least 30 and 10 of them, ``trained`` with at
+    least 10 training positives, else ``unsupported``: no probability. threshold: on the probability, None where it could not
+    be chosen.
     """
 
     id: str = Field(min_length=1, max_length=64)
@@ -89,8 +112,9 @@ class Label(_Frozen):
     codes: dict[str, tuple[str, ...]]
     urgency: Urgency
     leads_needed: LeadsNeeded
-    tier: Literal["trained", "unsupported"]
+    tier: Tier
     positives: int = Field(ge=0)
+    held_out: int | None = Field(default=None, ge=0)
     bias: Finite
     calibration: tuple[Finite, Finite] | None
     threshold: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None
@@ -98,13 +122,27 @@ class Label(_Frozen):
     @model_validator(mode="after")
     def _evidence(self) -> Self:
         """No probability without evidence, none missing with it, and none that rises as the logit falls."""
-        if (self.tier == "trained") != (self.calibration is not None):
+        supported = self.tier != "unsupported"
+        if supported != (self.calibration is not None):
             raise ValueError(f"label {self.id}: tier {self.tier} does not go with calibration {self.calibration}")
-        if (self.tier == "trained") != (self.positives >= MIN_POSITIVES):
+        if supported != (self.positives >= MIN_POSITIVES):
             raise ValueError(f"label {self.id}: tier {self.tier} does not go with {self.positives} positives")
+        if self.tier == "evaluated" and tier_of(self.positives, self.held_out) != "evaluated":
+            raise ValueError(
+                f"label {self.id}: tier evaluated does not go with {self.positives} training "
+                f"and {self.held_out} held-out positives"
+            )
         if self.calibration is not None and not 0 < self.calibration[0] <= MAX_NUMBER:
             raise ValueError(f"label {self.id}: a slope above 0 expected, got {self.calibration[0]}")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_was_not_counted(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Banks made before held-out positives were counted keep their bytes, and so their digests."""
+        out: dict[str, Any] = handler(self)
+        if self.held_out is None:
+            del out["held_out"]
+        return out
 
     def assessable(self, mask: int) -> bool:
         """Whether leads `mask` (12 bits, derived ones too) suffice."""
@@ -173,7 +211,7 @@ class LabelBank:
     def _platt(self) -> tuple[Floats, Floats, Floats]:
         """bias (L,), a (L,), b (L,); a is NaN for labels without a probability."""
         nan = (float("nan"), 0.0)
-        pairs = [(x.calibration or (1.0, 0.0)) if x.tier == "trained" else nan for x in self.labels]
+        pairs = [(x.calibration or (1.0, 0.0)) if x.tier != "unsupported" else nan for x in self.labels]
         a, b = np.array(pairs, dtype=np.float32).T
         return np.array([x.bias for x in self.labels], dtype=np.float32), a, b
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from encoders.bank import BankError, Label, LabelBank, TextModel, assessable
+from encoders.bank import BankError, Label, LabelBank, TextModel, assessable, tier_of
 from encoders.signal import LEADS, lead_bits
 
 ENCODER = "ab" * 32
@@ -97,6 +97,9 @@ def test_extreme_logits_do_not_overflow() -> None:
         ({"tier": "trained", "calibration": None}, "does not go with calibration"),
         ({"tier": "unsupported"}, "does not go with calibration"),
         ({"positives": 9}, "does not go with 9 positives"),
+        ({"tier": "evaluated", "positives": 30}, "does not go with 30 training and None held-out positives"),
+        ({"tier": "evaluated", "positives": 30, "held_out": 9}, "does not go with 30 training and 9 held-out positives"),
+        ({"tier": "evaluated", "positives": 29, "held_out": 10}, "does not go with 29 training and 10 held-out positives"),
         ({"calibration": (-1.0, 0.0)}, "slope above 0"),
         ({"bias": 1e39}, "less than or equal to 10000"),
     ],
@@ -104,6 +107,31 @@ def test_extreme_logits_do_not_overflow() -> None:
 def test_no_probability_without_evidence(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         label(**changes)
+
+
+@pytest.mark.parametrize(
+    ("positives", "held_out", "tier"),
+    [
+        (9, 99, "unsupported"),
+        (10, None, "trained"),
+        (29, 99, "trained"),
+        (30, 9, "trained"),
+        (30, None, "trained"),
+        (30, 10, "evaluated"),
+    ],
+)
+def test_the_tier_follows_from_the_counts(positives: int, held_out: int | None, tier: str) -> None:
+    assert tier_of(positives, held_out) == tier
+
+
+def test_an_evaluated_label_has_a_probability_and_keeps_its_counts() -> None:
+    known = label("A", tier="evaluated", positives=30, held_out=10)
+    ours = LabelBank((known, label("B")), np.eye(2, dtype=np.float32), 30.0, ENCODER, TEXT)
+    theirs = LabelBank.from_bytes(ours.to_bytes())
+    assert theirs.labels[0].held_out == 10
+    assert theirs.labels[1].held_out is None
+    assert ours.to_bytes().count(b"held_out") == 1  # a bank without counts keeps the bytes and digest it had
+    assert np.isfinite(theirs.probabilities(np.array([[1, 0]], dtype=np.float32))).all()
 
 
 def test_another_spelling_of_the_same_bank_is_refused() -> None:

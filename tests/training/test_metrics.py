@@ -6,14 +6,20 @@ import numpy as np
 import pytest
 from scipy.special import expit, logit
 
+from training.bootstrap import resamples
 from training.calibration import apply_platt, best_threshold, fit_platt, fit_platt_all
-from training.metrics import label_metrics, summary, top_k
+from training.metrics import decisions, label_metrics, macro_auroc, predictive_values, summary, top_k
 
 
 def test_rank_leaves_out_the_records_other_true_labels() -> None:
     scores = np.array([[3.0, 2.0, 1.0, 0.0], [0.0, 1.0, 2.0, 3.0]])
     y = np.array([[True, True, False, False], [False, True, False, False]])
-    assert top_k(scores, y, 1).tolist() == [1, 3]  # first record: label 0 is above it, but true too
+    known = np.ones_like(y)
+    assert top_k(scores, y, known, 1).tolist() == [1, 3]  # first record: label 0 is above it, but true too
+    known[1, 3] = False
+    assert top_k(scores, y, known, 1).tolist() == [1, 2]  # nobody looked for label 3: it may be true
+    known[1, 1] = False
+    assert top_k(scores, y, known, 1).tolist() == [1]
 
 
 def test_label_metrics_count_known_entries_only() -> None:
@@ -25,11 +31,18 @@ def test_label_metrics_count_known_entries_only() -> None:
     scores[40:, 0] = 9  # wrong, but unknown there
     known = np.ones_like(y)
     known[40:, 0] = False
-    out = label_metrics(scores, y, known, ["A", "B", "C"], np.array([True, True, True]))
+    weights = resamples([str(i) for i in range(60)], 200)
+    out, values = label_metrics(scores, y, known, ["A", "B", "C"], np.array([True, True, True]), weights)
     assert set(out) == {"A", "C"}  # B has 9 positives
     assert out["A"]["auroc"] == out["A"]["auprc"] == out["A"]["top1"] == 1.0
     assert (out["A"]["positives"], out["A"]["negatives"]) == (20, 20)
-    assert summary(out)["macro_auroc"] == pytest.approx((1 + out["C"]["auroc"]) / 2)
+    assert out["A"]["auroc_interval"] == [1.0, 1.0]
+    low, high = out["C"]["auroc_interval"]
+    assert low < out["C"]["auroc"] < high
+    told = summary(out, values)
+    assert told["macro_auroc"] == pytest.approx((1 + out["C"]["auroc"]) / 2)
+    assert told["macro_auroc"] == pytest.approx(macro_auroc(scores, y, known, weights)[0])
+    assert told["macro_auroc_interval"] == pytest.approx([(1 + low) / 2, (1 + high) / 2])
     assert summary({}) == {"labels": 0, "macro_auroc": None, "macro_auprc": None, "top1": None, "top5": None}
 
 
@@ -37,8 +50,37 @@ def test_labels_without_evidence_take_no_rank() -> None:
     y = np.zeros((30, 2), dtype=bool)
     y[:15, 0] = True
     scores = np.tile([1.0, 2.0], (30, 1))
-    both, one = (label_metrics(scores, y, np.ones_like(y), ["A", "B"], np.array([True, b]))["A"] for b in (True, False))
+    weights = np.ones((2, 30))
+    both, one = (
+        label_metrics(scores, y, np.ones_like(y), ["A", "B"], np.array([True, b]), weights)[0]["A"] for b in (True, False)
+    )
     assert (both["top1"], one["top1"]) == (0.0, 1.0)
+
+
+def test_micro_f1_and_jaccard_by_hand() -> None:
+    p = np.array([[0.9, 0.2, 0.9], [0.8, 0.7, 0.9], [0.1, 0.1, 0.9], [0.1, 0.9, 0.9]])
+    y = np.array([[True, True, True], [True, False, True], [False, False, True], [False, True, True]])
+    known = np.ones_like(y)
+    known[3, 1] = False
+    out = decisions(p, np.array([0.5, 0.5, np.nan]), y, known)
+    # said: (1 0), (1 1), (0 0), (0 -); true: (1 1), (1 0), (0 0), (0 -): 2 hits of 3 said and 3 true; records: 1/2, 1/2
+    assert out == {"labels": 2, "micro_f1": pytest.approx(2 * 2 / 6), "jaccard": pytest.approx(0.5)}
+    assert decisions(p, np.full(3, np.nan), y, known) == {"labels": 0, "micro_f1": None, "jaccard": None}
+
+
+def test_predictive_values_by_bayes() -> None:
+    p = np.array([0.9] * 8 + [0.1] * 2 + [0.9] * 5 + [0.1] * 45)
+    y = np.arange(60) < 10
+    out = predictive_values(p, 0.5, y, np.ones_like(y), resamples([str(i) for i in range(60)], 300), (0.01, 0.5))
+    assert (out["sensitivity"]["value"], out["specificity"]["value"]) == (0.8, 0.9)
+    assert out["at"]["0.01"]["ppv"]["value"] == pytest.approx(0.008 / (0.008 + 0.099))
+    assert out["at"]["0.01"]["npv"]["value"] == pytest.approx(0.891 / (0.891 + 0.002))
+    assert out["at"]["0.5"]["ppv"]["value"] == pytest.approx(8 / 9)
+    low, high = out["at"]["0.01"]["ppv"]["interval"]
+    assert low < 0.0748 < high
+    nothing = predictive_values(np.zeros(60), 0.5, y, np.ones_like(y), np.ones((2, 60)), (0.01,))
+    assert nothing["at"]["0.01"]["ppv"]["value"] is None
+    assert nothing["at"]["0.01"]["npv"]["value"] == pytest.approx(0.99)
 
 
 def test_platt_finds_the_line_it_was_made_with() -> None:

@@ -1,0 +1,136 @@
+"""The same predictions by parts of the data: sex, age, unit, source, quality; and questions put to one source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.bootstrap import interval, macro
+from training.metrics import aurocs, enough
+
+__all__ = ["TASKS", "Task", "subgroups", "task_metrics"]
+
+AGES = (40, 65, 80)  # years, where bands begin
+NOISY = "noisy"  # quality of a record annotated as too noisy to read
+
+Floats = NDArray[np.floating]
+Bools = NDArray[np.bool_]
+Weights = NDArray[np.float64]
+Row = Mapping[str, Any]
+
+
+def _age(row: Row) -> str | None:
+    age = row.get("age")
+    if age is None:
+        return None
+    edges = (0, *AGES)
+    k = int(np.searchsorted(edges, age, side="right")) - 1
+    return f"{edges[k]}-{edges[k + 1] - 1}" if k + 1 < len(edges) else f"{edges[k]}+"
+
+
+def _text(key: str) -> Callable[[Row], str | None]:
+    return lambda row: None if row.get(key) is None else str(row[key])
+
+
+PARTS: dict[str, Callable[[Row], str | None]] = {
+    "sex": _text("sex"),
+    "age": _age,
+    "unit": _text("unit"),
+    "source": lambda row: str(row["source"]).split("/")[0],
+    "quality": _text("quality"),
+}
+
+
+def subgroups(
+    scores: Floats, y: Bools, known: Bools, index: Sequence[Row], ids: Sequence[str], weights: Weights
+) -> dict[str, dict[str, Any]]:
+    """By part and value: records, patients, macro AUROC, its interval, that of the same labels on all records, and each label.
+
+    A label counts in a part where it has 10 positives and 10 negatives there. Parts that the index does not tell are left out.
+    """
+    out: dict[str, dict[str, Any]] = {}
+    for part, of in PARTS.items():
+        values = [of(row) for row in index]
+        for value in sorted({v for v in values if v is not None}):
+            rows = np.array([v == value for v in values])
+            out.setdefault(part, {})[value] = _part(scores, y, known, index, ids, weights, rows)
+    return out
+
+
+def _part(
+    scores: Floats, y: Bools, known: Bools, index: Sequence[Row], ids: Sequence[str], weights: Weights, rows: Bools
+) -> dict[str, Any]:
+    use = enough(y[rows], known[rows])
+    here = aurocs(scores[rows][:, use], y[rows][:, use], known[rows][:, use], weights[:, rows])
+    everywhere = aurocs(scores[:, use], y[:, use], known[:, use], weights[:1])
+    patients = np.array([row["patient"] for row in index])
+    labels = {}
+    for k, j in enumerate(np.flatnonzero(use)):
+        stated = rows & y[:, j] & known[:, j]
+        labels[ids[j]] = {"positives": int(stated.sum()), "patients_stating": len(set(patients[stated]))}
+        labels[ids[j]] |= {"auroc": float(here[0, k]), "auroc_interval": interval(here[:, k])}
+    return {
+        "records": int(rows.sum()),
+        "patients": len(set(patients[rows])),
+        "labels": len(labels),
+        "macro_auroc": float(macro(here)[0]) if labels else None,
+        "macro_auroc_interval": interval(macro(here)) if labels else None,
+        "same_labels_all_records": float(macro(everywhere)[0]) if labels else None,
+        "per_label": labels,
+    }
+
+
+@dataclass(frozen=True)
+class Task:
+    """A question with two answers: records of `source` that state `label` against those that state `against`.
+
+    against: a label id, or "noisy": records annotated as too noisy to read.
+    """
+
+    name: str
+    source: str
+    label: str
+    against: str
+
+
+TASKS = (
+    Task("AliveCor: atrial fibrillation against normal", "cinc2017", "AFIB", "SR"),
+    Task("AliveCor: atrial fibrillation against noisy", "cinc2017", "AFIB", NOISY),
+)
+
+
+def task_metrics(
+    scores: Floats,
+    y: Bools,
+    known: Bools,
+    index: Sequence[Row],
+    ids: Sequence[str],
+    weights: Weights,
+    tasks: Sequence[Task] = TASKS,
+) -> dict[str, Any]:
+    """AUROC and interval by task; one whose source or labels are not among the records is left out."""
+    place = {name: j for j, name in enumerate(ids)}
+    out: dict[str, Any] = {}
+    for task in tasks:
+        if task.label not in place:
+            continue
+        inside = np.array([row["source"].split("/")[0] == task.source for row in index])
+        if task.against == NOISY:
+            negative = inside & np.array([row.get("quality") == NOISY for row in index])
+        elif task.against in place:
+            negative = inside & (y & known)[:, place[task.against]]
+        else:
+            continue
+        column = [place[task.label]]
+        positive = inside & (y & known)[:, column[0]]
+        counted = (positive | negative)[:, None]
+        if not enough(positive[:, None], counted).all():
+            continue
+        values = aurocs(scores[:, column], positive[:, None], counted, weights)[:, 0]
+        out[task.name] = {"positives": int(positive.sum()), "negatives": int((negative & ~positive).sum())}
+        out[task.name] |= {"auroc": float(values[0]), "auroc_interval": interval(values)}
+    return out
