@@ -1,7 +1,8 @@
 """Recordings on disk -> int16 counts (C, T) and their layout: the one reader that training and worker share.
 
-WFDB (any format `wfdb` reads, FLAC included), EDF and BDF by `pyedflib`, CSV by itself. `wfdb` and `pyedflib` come with the
-extra `records` and are imported on first use. Nothing here filters or resamples; windows know only what is returned.
+WFDB (any format `wfdb` reads, FLAC included), EDF and BDF by `pyedflib`, DICOM waveforms by `pydicom`, CSV by itself. The
+libraries come with the extra `records` and are imported on first use. Nothing here filters or resamples; windows know only
+what is returned.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from encoders.csv_table import CsvError, looks_like_leads, read_csv
+from encoders.dicom_waveform import DicomError, is_dicom, read_dicom
 from encoders.signal import ABSENT, GAIN_RANGE, Layout, SignalError, canonical_lead
 
 __all__ = ["Recording", "RecordingError", "find_recordings", "read_recording"]
 
 WFDB_PARTS = (".hea", ".dat", ".atr", ".mat")
 EDF_SUFFIXES = (".edf", ".bdf")
+DICOM_SUFFIX = ".dcm"
 COUNT_LIMIT = 32767  # the int16 minimum says ABSENT, so the range is symmetric
 CSV_REMEDY = "a CSV needs a header of lead names and '# fs=500' or a time column"
 PER_MV = {"mv": 1.0, "millivolt": 1.0, "uv": 1000.0, "microvolt": 1000.0, "v": 0.001, "volt": 0.001}  # of a unit in one mV
@@ -70,7 +73,8 @@ class _Channel:
 
 
 def read_recording(path: Path, leads: Mapping[str, str] | None = None) -> Recording:
-    """One recording: a WFDB record with or without suffix ("mitdb/100"), .hea, .dat, .edf, .bdf or .csv.
+    """One recording: a WFDB record with or without suffix ("mitdb/100"), .hea, .dat, .edf, .bdf, .csv, .dcm or a DICOM
+    file of any name.
 
     leads: names for channels that are no known lead, for instance {"ECG": "I"}. Raises RecordingError.
     """
@@ -79,10 +83,12 @@ def read_recording(path: Path, leads: Mapping[str, str] | None = None) -> Record
         return _read_edf(_existing(path), leads or {})
     if path.suffix.lower() == ".csv":
         return _read_csv(_existing(path), leads or {})
+    if path.suffix.lower() == DICOM_SUFFIX or (path.is_file() and is_dicom(path)):
+        return _read_dicom(_existing(path), leads or {})
     record = path.with_suffix("") if path.suffix.lower() in WFDB_PARTS else path
     if not record.with_name(record.name + ".hea").is_file():
         what = "no such recording" if not path.exists() else "not a recording that can be read"
-        raise RecordingError(path, what, f"give a WFDB record ({record.name}.hea beside its signals), .edf, .bdf or .csv")
+        raise RecordingError(path, what, f"give a WFDB record ({record.name}.hea beside its signals), .edf, .bdf, .dcm or .csv")
     return _read_wfdb(record, leads or {})
 
 
@@ -100,10 +106,10 @@ def find_recordings(path: Path) -> list[Path]:
     headers = sorted(path.rglob("*.hea"))
     segments = {segment for header in headers for segment in _segments(header)}
     found = [header.with_suffix("") for header in headers if header.with_suffix("") not in segments]
-    found += [f for f in path.rglob("*") if f.suffix.lower() in EDF_SUFFIXES]
+    found += [f for f in path.rglob("*") if f.suffix.lower() in (*EDF_SUFFIXES, DICOM_SUFFIX)]
     found += [f for f in path.rglob("*") if f.suffix.lower() == ".csv" and looks_like_leads(f)]
     if not found:
-        raise RecordingError(path, "no recording in this folder", "it holds no .hea, .edf, .bdf, nor a .csv with lead names")
+        raise RecordingError(path, "no recording in this folder", "no .hea, .edf, .bdf, .dcm, nor a .csv with lead names")
     return sorted(found)
 
 
@@ -198,6 +204,17 @@ def _read_edf(path: Path, leads: Mapping[str, str]) -> Recording:
         )
     when = None if start == NO_DATE else start.replace(tzinfo=UTC)
     return _assemble(path, path.stem, channels, leads, when, tuple(str(note) for note in notes if note))
+
+
+def _read_dicom(path: Path, leads: Mapping[str, str]) -> Recording:
+    pydicom = _library("pydicom", path)
+    try:
+        found = read_dicom(path, pydicom)
+    except Exception as error:  # the parser raises whatever a broken object leads it into
+        problem = str(error) if isinstance(error, DicomError) else f"pydicom cannot read it ({type(error).__name__}: {error})"
+        raise RecordingError(path, problem, "give a DICOM object with an ECG waveform") from error
+    channels = [_Channel(c.name, c.counts, c.absent, found.fs, c.gain, c.baseline, c.unit) for c in found.channels]
+    return _assemble(path, path.stem, channels, leads, found.start, ())
 
 
 def _read_csv(path: Path, leads: Mapping[str, str]) -> Recording:
