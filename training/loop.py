@@ -1,108 +1,158 @@
-"""The training loop: plain torch on whatever CPU there is; deterministic by seed, resumable in the middle of an epoch."""
+"""The training loop: plain torch, deterministic by seed, resumable in the middle of an epoch, alone or in several processes."""
 
 from __future__ import annotations
 
 import json
-import math
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from training.checkpoint import CheckpointError, load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
+from training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint, writing
 from training.config import TrainConfig
-from training.data import Batch, DataSet, batches
+from training.data import DataSet, batches
 from training.labels import TextBank
+from training.parallel import ParallelError, World, pick_device
+from training.run_directory import EventFile, describe
+from training.step import Stepper, part
 from training.trainee import Trainee, build_trainee, record_tensors
 
-__all__ = ["Progress", "Trained", "learning_rate", "load_trained", "train"]
+__all__ = ["Progress", "Trained", "load_trained", "train"]
+
+SAVE_S = 900.0  # a long epoch is also saved in its middle, this often
+POINTS = 50  # of loss and learning rate, an epoch, in the event file
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What the loop tells while it runs. loss: mean of the epoch so far."""
+    """What the loop tells while it runs. loss: mean of the epoch so far. rate: records/s, all processes together."""
 
     epoch: int
     step: int
     steps: int
     loss: float
+    rate: float
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished or stopped run. model: the moving average where the config keeps one. finished: all epochs were done."""
+    """A finished or stopped run. model: the moving average where the config keeps one, on the CPU. finished: all epochs were
+    done. signalled: SIGTERM ended it.
+    """
 
     model: Trainee
     state: dict[str, Any]
     finished: bool
+    signalled: bool = False
 
 
-def learning_rate(config: TrainConfig, step: int, per_epoch: int) -> float:
-    """Linear warm-up, then a half cosine to 0 or a constant. step counts from 0."""
-    warm = int(config.warmup_epochs * per_epoch)
-    if step < warm:
-        return config.lr * (step + 1) / warm
-    if config.schedule == "constant":
-        return config.lr
-    total = max(1, config.epochs * per_epoch - warm)
-    return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / total))
+@dataclass
+class _Mean:
+    """The losses of an epoch so far; since when, and from how many on, this process has added to them."""
+
+    total: float = 0.0
+    count: int = 0
+    since: float = field(default_factory=time.perf_counter)
+    before: int = 0
+
+    @property
+    def value(self) -> float:
+        return self.total / max(1, self.count)
+
+    def add(self, loss: float) -> None:
+        self.total, self.count = self.total + loss, self.count + 1
+
+    def rate(self, batch: int) -> float:
+        """Records/s."""
+        return (self.count - self.before) * batch / max(1e-9, time.perf_counter() - self.since)
 
 
 @dataclass
 class _Run:
-    """One run's moving parts; `step` counts optimiser steps since the start."""
+    """What is trained, where it is kept, how far it is. asked: this process had a signal; stop: one of them had, all know."""
 
-    config: TrainConfig
-    model: Trainee
-    average: Trainee
-    optimizer: torch.optim.Optimizer
-    per_epoch: int
-    extra: dict[str, Tensor]
-    step: int = 0
+    stepper: Stepper
+    out: Path
+    identity: dict[str, Any]
+    command: str
+    events: EventFile | None = None
+    mean: _Mean = field(default_factory=_Mean)
+    asked: bool = False
     stop: bool = False
-    command: str = ""
-    losses: list[float] = field(default_factory=list)
+    saved: float = field(default_factory=time.monotonic)
 
-    def train_step(self, batch: Batch) -> float:
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config, self.step, self.per_epoch)
-        extra = {name: rows[torch.from_numpy(batch.rows)] for name, rows in self.extra.items()}
-        e = self.model.embed(torch.from_numpy(batch.x))
-        loss = self.model.loss_of(e, torch.from_numpy(batch.y), torch.from_numpy(batch.known), extra)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 5.0)
-        self.optimizer.step()
-        self.step += 1
-        self._update_average()
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise FloatingPointError(f"the loss became {value} at step {self.step}; lower lr (now {self.config.lr})")
-        return value
-
-    @torch.no_grad()
-    def _update_average(self) -> None:
-        """Weights and BatchNorm statistics; early on a plain mean, so that the random start is soon forgotten."""
-        decay = min(self.config.ema, self.step / (self.step + 10))
-        for mean, now in zip(self.average.state_dict().values(), self.model.state_dict().values(), strict=True):
-            if mean.dtype.is_floating_point and decay:
-                mean.lerp_(now, 1 - decay)
-            else:
-                mean.copy_(now)
-
-    def tensors(self) -> dict[str, Tensor]:
+    @property
+    def state(self) -> dict[str, Any]:
+        step, per_epoch = self.stepper.step, self.stepper.per_epoch
         return {
-            **{"model." + k: v for k, v in self.model.state_dict().items()},
-            **{"average." + k: v for k, v in self.average.state_dict().items()},
-            **optimizer_tensors(self.optimizer),
-            "rng": torch.get_rng_state(),
+            **self.identity,
+            "processes": self.stepper.world.size,
+            "step": step,
+            "epoch": step // per_epoch,
+            "per_epoch": per_epoch,
+            "loss": [self.mean.total, self.mean.count],
+            "command": self.command,
         }
+
+    def save(self) -> None:
+        if self.stepper.world.first:
+            save_checkpoint(self.out, self.stepper.tensors(), self.state)
+        self.saved = time.monotonic()
+
+    def log(self, epoch: int) -> None:
+        """A line of log.jsonl and the scalars of an epoch."""
+        if self.events is None:
+            return
+        loss, rate = self.mean.value, round(self.mean.rate(self.stepper.config.batch), 1)
+        entry = {"epoch": epoch, "step": self.stepper.step, "loss": loss, "records_per_s": rate, "time": round(time.time())}
+        with writing(self.out / "log.jsonl"), (self.out / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+        self.events.scalars(self.stepper.step, {"epoch/loss": loss, "epoch/records_per_s": rate, "epoch/number": epoch + 1})
+
+
+def train(
+    config: TrainConfig,
+    data: DataSet,
+    text: TextBank,
+    out: Path,
+    resume: bool = False,
+    report: Callable[[Progress], None] = lambda p: None,
+    epochs: int | None = None,
+    command: str = "",
+    world: World | None = None,
+) -> Trained:
+    """Train on `data` (the training folds) and keep checkpoints in `out`. epochs: stop after so many, resumable.
+
+    world: the processes that call this together, each with the same arguments. SIGTERM (in the main thread, to any of them)
+    saves and returns with finished = False. Raises CheckpointError when `out` holds another run or cannot be written,
+    ParallelError, TraineeError, FloatingPointError.
+    """
+    world = world or World(device=pick_device(config.device, config.amp))
+    if config.objective == "infonce":
+        data = data.stating()  # a record without a label has no caption
+    run = _Run(_start(config, data, text, world), out, _identity(config, data, text), command)
+    if resume:
+        _restore(run)
+    elif (out / "checkpoint.json").exists():
+        raise CheckpointError(f"{out} holds a run already; continue it with --resume or give a new --out")
+    world.wait()  # until all have looked, before one writes
+    last = min(config.epochs, epochs if epochs is not None else config.epochs)
+    with _open(run, data, text), _stopped_by_sigterm(run):
+        for epoch in range(run.stepper.step // run.stepper.per_epoch, last):
+            _epoch(run, data, epoch, report)
+            run.save()
+            if run.stepper.step % run.stepper.per_epoch == 0:
+                run.log(epoch)
+                run.mean = _Mean()
+            if run.stop:
+                break
+    world.wait()  # for the one that writes
+    finished = run.stepper.step >= config.epochs * run.stepper.per_epoch
+    return Trained(run.stepper.average.cpu().eval(), run.state, finished, run.stop)
 
 
 def _identity(config: TrainConfig, data: DataSet, text: TextBank) -> dict[str, Any]:
@@ -116,116 +166,84 @@ def _identity(config: TrainConfig, data: DataSet, text: TextBank) -> dict[str, A
     }
 
 
-def train(
-    config: TrainConfig,
-    data: DataSet,
-    text: TextBank,
-    out: Path,
-    resume: bool = False,
-    report: Callable[[Progress], None] = lambda p: None,
-    epochs: int | None = None,
-    command: str = "",
-) -> Trained:
-    """Train on `data` (the training folds) and keep checkpoints in `out`. epochs: stop after so many, resumable.
-
-    SIGTERM (in the main thread) saves and returns with finished = False. Raises CheckpointError when `out` holds another run,
-    TraineeError, FloatingPointError.
-    """
-    if config.objective == "infonce":
-        data = data.stating()  # a record without a label has no caption
-    run = _start(config, data, text)
-    run.command = command
-    identity = _identity(config, data, text)
-    if resume:
-        _restore(run, identity, out)
-    elif (out / "checkpoint.json").exists():
-        raise CheckpointError(f"{out} holds a run already; continue it with --resume or give a new --out")
-    out.mkdir(parents=True, exist_ok=True)
-    last = min(config.epochs, epochs if epochs is not None else config.epochs)
-    previous = _on_sigterm(run)
-    try:
-        for epoch in range(run.step // run.per_epoch, last):
-            _epoch(run, data, epoch, report)
-            save_checkpoint(out, run.tensors(), _state(run, identity))
-            if run.stop:
-                break
-            _log(out, epoch, run)
-            run.losses = []
-    finally:
-        if previous is not None:
-            signal.signal(signal.SIGTERM, previous)
-    return Trained(run.average.eval(), _state(run, identity), run.step >= config.epochs * run.per_epoch)
-
-
-def _start(config: TrainConfig, data: DataSet, text: TextBank) -> _Run:
-    model = build_trainee(config, data, text, data.labels)
-    average = build_trainee(config, data, text, data.labels)
-    average.requires_grad_(False)
-    wanted = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(wanted, lr=config.lr, weight_decay=config.weight_decay)
-    extra = record_tensors(data, text, config)
+def _start(config: TrainConfig, data: DataSet, text: TextBank, world: World) -> Stepper:
+    shares = world.size * config.accumulate
+    if config.batch % shares or config.batch < 2 * shares:
+        raise ParallelError(
+            f"batch = {config.batch}: {world.size} processes times accumulate = {config.accumulate} need equal shares of at "
+            f"least 2 records; give a multiple of {shares} from {2 * shares} on"
+        )
     per_epoch = len(data) // config.batch
     if per_epoch == 0:
         raise CheckpointError(f"batch {config.batch} is larger than the {len(data)} training records; lower batch")
-    return _Run(config, model, average, optimizer, per_epoch, extra)
+    model, average = (build_trainee(config, data, text, data.labels) for _ in range(2))
+    return Stepper(config, model, average, per_epoch, record_tensors(data, text, config), world)
+
+
+@contextmanager
+def _open(run: _Run, data: DataSet, text: TextBank) -> Iterator[None]:
+    """Makes the run directory, its description and its event file; the first process only."""
+    if not run.stepper.world.first:
+        yield
+        return
+    run.out.mkdir(parents=True, exist_ok=True)
+    describe(run.out, run.state, data, text, run.stepper.world)
+    with EventFile(run.out, run.stepper.step) as run.events:
+        yield
+
+
+@contextmanager
+def _stopped_by_sigterm(run: _Run) -> Iterator[None]:
+    def stop(number: int, frame: FrameType | None) -> None:
+        run.asked = True
+
+    try:
+        previous = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread: nobody signals it
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _epoch(run: _Run, data: DataSet, epoch: int, report: Callable[[Progress], None]) -> None:
-    run.model.train()
-    for batch in batches(data, run.config, epoch, run.step % run.per_epoch):
-        run.losses.append(run.train_step(batch))
-        report(Progress(epoch, run.step, run.config.epochs * run.per_epoch, sum(run.losses) / len(run.losses)))
+    """The rest of an epoch, or until a signal."""
+    stepper, world = run.stepper, run.stepper.world
+    config, per_epoch = stepper.config, stepper.per_epoch
+    stepper.model.train()
+    run.mean.since, run.mean.before = time.perf_counter(), run.mean.count
+    for batch in batches(data, config, epoch, stepper.step % per_epoch, (world.rank, world.size)):
+        lr = stepper.lr
+        loss = stepper(batch)
+        run.mean.add(loss)
+        report(Progress(epoch, stepper.step, config.epochs * per_epoch, run.mean.value, run.mean.rate(config.batch)))
+        if run.events is not None and stepper.step % max(1, per_epoch // POINTS) == 0:
+            run.events.scalars(stepper.step, {"step/loss": loss, "step/lr": lr})
+        run.stop = world.any(run.asked)
         if run.stop:
             return
-
-
-def _on_sigterm(run: _Run) -> Any:
-    def stop(number: int, frame: FrameType | None) -> None:
-        run.stop = True
-
-    try:
-        return signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not the main thread: nobody signals it
-        return None
-
-
-def _state(run: _Run, identity: dict[str, Any]) -> dict[str, Any]:
-    return {
-        **identity,
-        "step": run.step,
-        "epoch": run.step // run.per_epoch,
-        "per_epoch": run.per_epoch,
-        "losses": run.losses,
-        "command": run.command,
-    }
-
-
-def _log(out: Path, epoch: int, run: _Run) -> None:
-    entry = {"epoch": epoch, "step": run.step, "loss": sum(run.losses) / max(1, len(run.losses)), "time": round(time.time())}
-    with (out / "log.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(entry) + "\n")
+        if time.monotonic() - run.saved > SAVE_S and stepper.step % per_epoch:
+            run.save()
 
 
 def _differences(found: dict[str, Any], identity: dict[str, Any]) -> list[str]:
-    ours, theirs = {**identity, **identity["config"]}, {**found, **found.get("config", {})}
+    """A key that is younger than the checkpoint has its default there."""
+    there = TrainConfig.of(found.get("config", {})).as_dict()
+    ours, theirs = {**identity, **identity["config"]}, {**found, **there}
     return [f"{k}: {theirs.get(k)!r} there, {v!r} here" for k, v in ours.items() if k != "config" and theirs.get(k) != v]
 
 
-def _restore(run: _Run, identity: dict[str, Any], out: Path) -> None:
-    tensors, state = load_checkpoint(out)
-    if different := _differences(state, identity):
-        raise CheckpointError(f"{out} was started otherwise: {'; '.join(different)[:600]}")
-    run.model.load_state_dict(_part(tensors, "model."))
-    run.average.load_state_dict(_part(tensors, "average."))
-    restore_optimizer(run.optimizer, tensors)
-    torch.set_rng_state(tensors["rng"])
-    run.step = int(state["step"])
-    middle = bool(run.step % run.per_epoch)
-    run.losses = [float(x) for x in state["losses"]] if middle else []
-
-
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+def _restore(run: _Run) -> None:
+    tensors, state = load_checkpoint(run.out)
+    wanted = {**run.identity, "processes": run.stepper.world.size}
+    if different := _differences({"processes": 1, **state}, wanted):
+        raise CheckpointError(f"{run.out} was started otherwise: {'; '.join(different)[:600]}")
+    run.stepper.restore(tensors, int(state["step"]))
+    if run.stepper.step % run.stepper.per_epoch:
+        total, count = state["loss"]
+        run.mean = _Mean(float(total), int(count))
 
 
 def load_trained(out: Path, data: DataSet, text: TextBank) -> Trained:
@@ -235,5 +253,5 @@ def load_trained(out: Path, data: DataSet, text: TextBank) -> Trained:
     if different := _differences(state, _identity(config, data, text)):
         raise CheckpointError(f"{out} belongs to other data or text: {'; '.join(different)[:600]}")
     model = build_trainee(config, data, text, data.labels)
-    model.load_state_dict(_part(tensors, "average."))
+    model.load_state_dict(part(tensors, "average."))
     return Trained(model.eval(), state, state["step"] >= config.epochs * state["per_epoch"])

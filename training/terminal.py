@@ -54,13 +54,13 @@ def _say(problem: str) -> NoReturn:
 
 
 @contextmanager
-def progress(title: str, total: int) -> Iterator[Callable[..., None]]:
-    """A progress bar on stderr. Yields advance(n=1, note="")."""
+def progress(title: str, total: int, shown: bool = True) -> Iterator[Callable[..., None]]:
+    """A progress bar with the time left on stderr, where shown. Yields advance(n=1, note="")."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with Progress(*columns, console=Console(stderr=True), disable=not shown) as bar:
         task = bar.add_task(title, total=total)
 
         def advance(n: int = 1, note: str = "") -> None:

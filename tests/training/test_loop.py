@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import resource
 import shutil
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +22,7 @@ from training.config import TrainConfig
 from training.data import DataSet
 from training.export import ExportError, build_bank
 from training.labels import TextBank
-from training.loop import Progress, learning_rate, load_trained, train
+from training.loop import Progress, load_trained, train
 from training.trainee import TraineeError, build_trainee
 from training.vocabulary import Statement, select
 
@@ -154,30 +158,52 @@ def test_infonce_runs_on_captions(data: DataSet, text: TextBank, tmp_path: Path)
         train(config, data, replace(text, captions={}), tmp_path / "other")
 
 
-def test_learning_rate_by_hand() -> None:
-    config = TrainConfig(epochs=10, finish_epochs=0, warmup_epochs=1.0, lr=0.1)
-    assert learning_rate(config, 0, 10) == pytest.approx(0.01)
-    assert learning_rate(config, 9, 10) == pytest.approx(0.1)
-    assert learning_rate(config, 10, 10) == pytest.approx(0.1)
-    assert learning_rate(config, 55, 10) == pytest.approx(0.05)
-    assert learning_rate(config, 99, 10) < 0.001
-    flat = replace(config, schedule="constant", warmup_epochs=0.0)
-    assert {learning_rate(flat, s, 10) for s in range(100)} == {0.1}
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """As on a full disk or at a quota: writing beyond `size` bytes of a file fails."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_fills_leaves_the_old_checkpoint(whole: Path, data: DataSet, text: TextBank, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train(TINY, data, text, out, epochs=1)
+    before = sorted(p.name for p in out.iterdir())
+    with (
+        files_of_at_most(1_000_000),
+        pytest.raises(CheckpointError, match=r"step-\d+\.safetensors: cannot be written .*make room .*with --resume"),
+    ):
+        train(TINY, data, text, out, resume=True, epochs=2)
+    new = set(p.name for p in out.iterdir()) - set(before)
+    assert all(name.startswith("events.") for name in new)
+    assert load_checkpoint(out)[1]["epoch"] == 1
+    assert train(TINY, data, text, out, resume=True).finished
+    assert_same(weights(out), weights(whole))
+
+
+@pytest.mark.parametrize("call", [1, 2])
+def test_no_space_for_either_file_of_a_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int) -> None:
     save_checkpoint(tmp_path, {"w": torch.ones(3)}, {"step": 1})
+    flush, calls = os.fsync, 0
 
-    def full(tensors: object, path: Path) -> None:
-        path.write_bytes(b"half of i")
-        raise OSError(28, "No space left on device")
+    def full(number: int) -> None:  # where a file system that allocates late says so
+        nonlocal calls
+        calls += 1
+        if calls == {1: 1, 2: 3}[call]:  # each file is flushed, then its directory
+            raise OSError(errno.ENOSPC, "No space left on device")
+        flush(number)
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr(os, "fsync", full)
+    name = {1: "step-00000002.safetensors", 2: "checkpoint.json"}[call]
+    with pytest.raises(CheckpointError, match=rf"{name}: cannot be written \(.*No space left on device\); make room"):
         save_checkpoint(tmp_path, {"w": torch.zeros(3)}, {"step": 2})
     tensors, state = load_checkpoint(tmp_path)
     assert (tensors["w"].tolist(), state["step"]) == ([1, 1, 1], 1)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.json", "step-00000001.safetensors"]
+    assert not list(tmp_path.glob("*.part"))
 
 
 def test_altered_checkpoints_are_refused(tmp_path: Path) -> None:
