@@ -56,10 +56,10 @@ LEAVES_OPEN: dict[str, tuple[str, ...]] = {
 }
 
 
-def complete(stated: Iterable[str], uncertain: Iterable[str] = ()) -> tuple[set[str], set[str]]:
+def complete(stated: Iterable[str], uncertain: Iterable[str] = (), rhythm_asked: bool = False) -> tuple[set[str], set[str]]:
     """stated, uncertain: label ids and "scp:CODE" -> positive, unknown: label ids, disjoint.
 
-    Without a stated rhythm every rhythm is unknown.
+    Without a stated rhythm every rhythm is unknown, unless the source was asked for the rhythm in every record.
     """
     positive, unknown = set(stated), set(uncertain)
     for name in tuple(positive):
@@ -67,7 +67,7 @@ def complete(stated: Iterable[str], uncertain: Iterable[str] = ()) -> tuple[set[
         positive.update(ENTAILS.get(name, ()))
     for name in tuple(uncertain):
         unknown.update((*LEAVES_OPEN.get(name, ()), *ENTAILS.get(name, ())))
-    if not positive & RHYTHMS:
+    if not rhythm_asked and not positive & RHYTHMS:
         unknown |= RHYTHMS
     positive = {name for name in positive if ":" not in name}
     return positive, {name for name in unknown if ":" not in name} - positive

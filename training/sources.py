@@ -19,6 +19,7 @@ from training.annotated import (
     SourceError,
     fold_of,
 )
+from training.labelled import TABLE, read_labelled
 from training.published import GRADES, Likelihood, read_alivecor, read_challenge, read_graded, read_ptbxl
 from training.vocabulary import Statement, by_code
 
@@ -35,12 +36,22 @@ __all__ = [
 ]
 
 
-def read_source(folder: Path, vocabulary: Iterable[Statement], likelihood: Likelihood = "unknown") -> Source:
+def read_source(
+    folder: Path,
+    vocabulary: Iterable[Statement],
+    likelihood: Likelihood = "unknown",
+    labels: Path | None = None,
+    declares: str = "",
+) -> Source:
     """The records of one folder, by the layout found in it. Raises SourceError.
 
     likelihood: what a None in PTB-XL's scp_codes means: that the label is "unknown", or "stated" without a likelihood.
+    labels, declares: a table of labels for the recordings in `folder` (training/labelled.py), and what it annotates.
     """
+    vocabulary = tuple(vocabulary)
     codes = by_code(vocabulary)
+    if labels is not None or (folder / TABLE).is_file():
+        return read_labelled(folder, labels or folder / TABLE, vocabulary, declares)
     if (folder / "ptbxl_database.csv").is_file():
         return read_ptbxl(folder, codes, likelihood)
     if (folder / "REFERENCE-v3.csv").is_file():
@@ -48,7 +59,10 @@ def read_source(folder: Path, vocabulary: Iterable[Statement], likelihood: Likel
     if any((folder / f"RECORDS-{grade}").is_file() for grade in GRADES):
         return read_graded(folder)
     if any(folder.rglob("*.hea")):
-        return read_challenge(folder, codes)
+        source = read_challenge(folder, codes)
+        if source.records:
+            return source
     raise SourceError(
-        f"{folder}: neither ptbxl_database.csv, nor REFERENCE-v3.csv, nor WFDB headers; give the folder that holds them"
+        f"{folder}: neither ptbxl_database.csv, nor REFERENCE-v3.csv, nor WFDB headers with `# Dx:`; give the folder that "
+        f"holds them, or a table of labels for recordings of your own: --labels {TABLE}, with the columns record and labels"
     )
