@@ -31,7 +31,7 @@ from training.parallel import World
 
 __all__ = ["EventFile", "describe"]
 
-PACKAGES = ("ecg-stream-worker", "torch", "numpy", "safetensors")
+PACKAGES = ("ecg-stream-worker", "numpy", "safetensors")
 
 
 class EventFile:
@@ -90,7 +90,8 @@ def _now() -> str:
 
 
 def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    found = {"python": platform.python_version(), "torch": torch.__version__}
+    return {**found, **{name: version(name) for name in PACKAGES}}
 
 
 def _commit() -> str | None:
