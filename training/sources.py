@@ -19,6 +19,8 @@ from training.annotated import (
     SourceError,
     fold_of,
 )
+from training.code_hdf5 import TABLE as EXAMS
+from training.code_hdf5 import read_code
 from training.labelled import TABLE, read_labelled
 from training.published import GRADES, Likelihood, read_alivecor, read_challenge, read_graded, read_ptbxl
 from training.vocabulary import Statement, by_code
@@ -42,11 +44,13 @@ def read_source(
     likelihood: Likelihood = "unknown",
     labels: Path | None = None,
     declares: str = "",
+    hdf5_unit: str = "mV",
 ) -> Source:
     """The records of one folder, by the layout found in it. Raises SourceError.
 
     likelihood: what a None in PTB-XL's scp_codes means: that the label is "unknown", or "stated" without a likelihood.
     labels, declares: a table of labels for the recordings in `folder` (training/labelled.py), and what it annotates.
+    hdf5_unit: of the tracings of a CODE-like set (training/code_hdf5.py).
     """
     vocabulary = tuple(vocabulary)
     codes = by_code(vocabulary)
@@ -56,6 +60,8 @@ def read_source(
         return read_ptbxl(folder, codes, likelihood)
     if (folder / "REFERENCE-v3.csv").is_file():
         return read_alivecor(folder)
+    if (folder / EXAMS).is_file():
+        return read_code(folder, codes, hdf5_unit)
     if any((folder / f"RECORDS-{grade}").is_file() for grade in GRADES):
         return read_graded(folder)
     if any(folder.rglob("*.hea")):
