@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import time
@@ -141,9 +142,9 @@ def _page(name: str, what: Mapping[str, Any]) -> str:
     command = first["command"] or "ecg-train train"
     inputs = f"--data {_option(command, '--data')} --text {_option(command, '--text')}"
     run = _option(command, "--out") if "--out" in command else name
-    again = command if "--resume" in shlex.split(command) else f"{command} --resume"
     if last["processes"] > 1:
-        again = again.replace("ecg-train", f"torchrun --nproc-per-node {last['processes']} -m training", 1)
+        command = command.replace("ecg-train", f"torchrun --nproc-per-node {last['processes']} -m training", 1)
+    again = " ".join(re.sub(r" (--epochs[ =]\S+|--resume)", "", command).split()) + " --resume"
     config, host = what["config"], last["host"]
     where = host["gpu"] or f"{host['threads']} of {host['cores']} {host['machine']} cores"
     data, text = what["data"], what["text"]
@@ -151,7 +152,8 @@ def _page(name: str, what: Mapping[str, Any]) -> str:
 
 {config["epochs"]} epochs of {data["training_records"]} records in batches of {config["batch"]}: {what["steps"]} steps.
 Objective `{config["objective"]}`, seed {config["seed"]}. Begun {first["time"]}; last started {last["time"]} at step
-{last["step"]}, in {last["processes"]} process(es) on {where}, torch {last["versions"]["torch"]}, commit {last["commit"] or "unknown"}.
+{last["step"]}, in {last["processes"]} process(es) on {where}, torch {last["versions"]["torch"]},
+commit {last["commit"] or "unknown"}.
 
 How far it is: `checkpoint.json` ("epoch", "step"). Each epoch's loss: `log.jsonl`. Settings, versions, digests: `run.json`.
 Data set {data["digest"][:16]}, text {text["digest"][:16]} ({text["model"]}, {text["language"]}).

