@@ -22,6 +22,7 @@ from training.annotated import (
 from training.code_hdf5 import TABLE as EXAMS
 from training.code_hdf5 import read_code
 from training.labelled import TABLE, read_labelled
+from training.long_recordings import read_long
 from training.published import GRADES, Likelihood, read_alivecor, read_challenge, read_graded, read_ptbxl
 from training.vocabulary import Statement, by_code
 
@@ -45,12 +46,14 @@ def read_source(
     labels: Path | None = None,
     declares: str = "",
     hdf5_unit: str = "mV",
+    window_step_s: float = 10.0,
 ) -> Source:
     """The records of one folder, by the layout found in it. Raises SourceError.
 
     likelihood: what a None in PTB-XL's scp_codes means: that the label is "unknown", or "stated" without a likelihood.
     labels, declares: a table of labels for the recordings in `folder` (training/labelled.py), and what it annotates.
-    hdf5_unit: of the tracings of a CODE-like set (training/code_hdf5.py).
+    hdf5_unit: of the tracings of a CODE-like set (training/code_hdf5.py). window_step_s: of annotated long
+    recordings (training/long_recordings.py).
     """
     vocabulary = tuple(vocabulary)
     codes = by_code(vocabulary)
@@ -64,6 +67,8 @@ def read_source(
         return read_code(folder, codes, hdf5_unit)
     if any((folder / f"RECORDS-{grade}").is_file() for grade in GRADES):
         return read_graded(folder)
+    if any(folder.rglob("*.atr")):
+        return read_long(folder, window_step_s)
     if any(folder.rglob("*.hea")):
         source = read_challenge(folder, codes)
         if source.records:
