@@ -68,8 +68,8 @@ def _part(
     here = aurocs(scores[rows][:, use], y[rows][:, use], known[rows][:, use], weights[:, rows])
     everywhere = aurocs(scores[:, use], y[:, use], known[:, use], weights[:1])
     patients = np.array([row["patient"] for row in index])
-    labels = {}
-    for k, j in enumerate(np.flatnonzero(use)):
+    labels: dict[str, dict[str, Any]] = {}
+    for k, j in enumerate(np.flatnonzero(use).tolist()):
         stated = rows & y[:, j] & known[:, j]
         labels[ids[j]] = {"positives": int(stated.sum()), "patients_stating": len(set(patients[stated]))}
         labels[ids[j]] |= {"auroc": float(here[0, k]), "auroc_interval": interval(here[:, k])}

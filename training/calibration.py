@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import expit
 
-__all__ = ["MIN_THRESHOLD_POSITIVES", "best_threshold", "fit_platt", "fit_platt_all"]
+__all__ = ["MIN_THRESHOLD_POSITIVES", "apply_platt", "apply_platt_all", "best_threshold", "fit_platt", "fit_platt_all"]
 
 MIN_THRESHOLD_POSITIVES = 5  # fewer held-out positives than this choose no threshold
 PULL = 4.0  # strength, in records' worth of log-likelihood, with which a label is held near the pooled fit
@@ -38,8 +40,8 @@ def fit_platt(z: Floats, y: Bools, prior: tuple[float, float] = (1.0, 0.0), pull
 def fit_platt_all(logits: Floats, y: Bools, known: Bools, trained: Bools) -> list[tuple[float, float] | None]:
     """logits, y, known: (N, L); trained: (L,) -> (a, b) a label, None where not trained.
 
-    One fold holds few positives of most labels, so each fit is held near the one pooled over all of them; a label without a
-    held-out positive takes the pooled one.
+    Held-out records hold few positives of most labels, so each fit is held near the one pooled over all of them; a label
+    without a held-out positive takes the pooled one.
     """
     use = known & trained
     pooled = fit_platt(logits[use], y[use])
@@ -72,3 +74,9 @@ def best_threshold(p: Floats, y: Bools) -> float | None:
 def apply_platt(logits: Floats, ab: tuple[float, float]) -> NDArray[np.float64]:
     """(N,) -> probabilities."""
     return np.asarray(expit(ab[0] * logits + ab[1]), dtype=np.float64)
+
+
+def apply_platt_all(logits: Floats, fits: Sequence[tuple[float, float] | None]) -> NDArray[np.float64]:
+    """(N, L), and L of `fit_platt_all` -> (N, L) calibrated log odds; the logit itself where a label has no fit."""
+    a, b = np.array([ab or (1.0, 0.0) for ab in fits], dtype=np.float64).T
+    return np.asarray(a * logits + b)

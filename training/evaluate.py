@@ -2,23 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import expit
 
+from training.bootstrap import interval, macro, resamples
+from training.breakdown import subgroups, task_metrics
 from training.data import DataSet
-from training.metrics import label_metrics, summary
+from training.metrics import PREVALENCES, decisions, label_metrics, predictive_values, summary
+from training.ptbxl_groups import group_metrics, missing
+from training.relations import RHYTHMS
+from training.reliability import reliability
 from training.trainee import Trainee
+from training.vocabulary import Statement
 
-__all__ = ["LEAD_SETS", "Scorer", "evaluate", "model_scorer", "predict"]
+__all__ = ["LEAD_SETS", "Evidence", "Predictions", "Scorer", "evaluate", "judge", "model_scorer", "predict"]
 
 LEAD_SETS = ("12", "limb6", "I+II", "I")
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
+Weights = NDArray[np.float64]
 Scorer = Callable[[Floats], Floats]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What training knows of each label. candidates: bool (L,), those with evidence; others have no score and no rank.
+
+    prevalence: (L,) among training records that know the label. platt: (L, 2) slope and offset; thresholds: (L,) on the
+    probability; NaN where there is none, and everywhere for a run that was not calibrated.
+    """
+
+    candidates: Bools
+    prevalence: Weights
+    platt: Weights
+    thresholds: Weights
+
+    @classmethod
+    def uncalibrated(cls, candidates: Bools, prevalence: Weights) -> Evidence:
+        """Of a run before export: its logits stand for log odds."""
+        nothing = np.full(len(candidates), np.nan)
+        return cls(candidates, prevalence, np.stack([nothing, nothing], axis=1), nothing)
+
+    def log_odds(self, logits: Floats) -> Weights:
+        """(N, L) -> calibrated log odds, which mean the same for every label; the logit itself without a calibration."""
+        a, b = self.platt.T
+        return np.where(np.isfinite(a), a * logits + b, logits)
+
+    def probabilities(self, logits: Floats) -> Weights:
+        """(N, L) -> probabilities, NaN without a calibration."""
+        a, b = self.platt.T
+        return np.asarray(expit(a * logits + b))
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """logits, y, known: (N, L). index: the data set's N rows. labels: L."""
+
+    logits: Floats
+    y: Bools
+    known: Bools
+    index: Sequence[Mapping[str, Any]]
+    labels: tuple[Statement, ...]
+
+    @property
+    def ids(self) -> list[str]:
+        """L label ids."""
+        return [s.id for s in self.labels]
 
 
 def model_scorer(model: Trainee) -> Scorer:
@@ -32,41 +87,84 @@ def model_scorer(model: Trainee) -> Scorer:
     return score
 
 
-def predict(
-    score: Scorer, data: DataSet, lead_set: str = "12", advance: Callable[[int], None] = lambda n: None
-) -> tuple[Floats, Bools, Bools]:
-    """-> logits, y, known of all records, (N, L) each."""
+def predict(score: Scorer, data: DataSet, lead_set: str = "12", advance: Callable[[int], None] = lambda n: None) -> Predictions:
+    """All records, whole windows, with only these leads; a label that they do not allow is unknown."""
     logits, truth, known = [], [], []
     for batch in data.plain(lead_set):
         logits.append(score(batch.x))
         truth.append(batch.y)
         known.append(batch.known)
         advance(len(batch.x))
-    return np.concatenate(logits), np.concatenate(truth), np.concatenate(known)
+    return Predictions(np.concatenate(logits), np.concatenate(truth), np.concatenate(known), data.index, data.labels)
+
+
+def judge(p: Predictions, evidence: Evidence, weights: Weights) -> tuple[dict[str, Any], dict[str, Weights]]:
+    """Everything that is told of one set of predictions, and the resampled values by metric of `label_metrics`."""
+    known, odds = p.known & evidence.candidates, evidence.log_odds(p.logits)
+    labels, values = label_metrics(odds, p.y, known, p.ids, evidence.candidates, weights)
+    out: dict[str, Any] = {**summary(labels, values)}
+    out["groups"] = group_metrics(odds, p.y, known, p.labels, evidence.candidates, weights)
+    out["codes_without_label"] = missing(p.labels)
+    out["subgroups"] = subgroups(odds, p.y, known, p.index, p.ids, weights)
+    out["tasks"] = task_metrics(odds, p.y, known, p.index, p.ids, weights)
+    probabilities = evidence.probabilities(p.logits)
+    if np.isfinite(probabilities).any():
+        out["calibration"] = reliability(probabilities, p.y, known, p.ids, weights)
+    if np.isfinite(evidence.thresholds).any():
+        out["decisions"] = decisions(probabilities, evidence.thresholds, p.y, known)
+        for j, name in enumerate(p.ids):
+            if name in labels and np.isfinite(evidence.thresholds[j]):
+                labels[name]["predictive"] = predictive_values(
+                    probabilities[:, j],
+                    float(evidence.thresholds[j]),
+                    p.y[:, j],
+                    known[:, j],
+                    weights,
+                    (*PREVALENCES, *([float(evidence.prevalence[j])] if np.isfinite(evidence.prevalence[j]) else [])),
+                )
+    return {**out, "per_label": labels}, values
 
 
 def evaluate(
     score: Scorer,
     data: DataSet,
-    candidates: Bools,
+    evidence: Evidence,
     lead_sets: Sequence[str] = LEAD_SETS,
     advance: Callable[[int], None] = lambda n: None,
 ) -> dict[str, Any]:
-    """Metrics by lead set. candidates: bool (L,), labels with evidence; others have no score and no rank.
+    """Metrics by lead set; of the first, 12 leads, all of `judge`.
 
     With fewer leads, labels that cannot be assessed from them do not count; `same_labels_12` gives the 12-lead means over the
-    labels that remain, for comparison.
+    labels that remain, `loss` and `rhythm_loss` what macro AUROC loses, with the paired interval.
     """
-    ids = [s.id for s in data.labels]
-    out: dict[str, Any] = {"records": len(data), "lead_sets": {}}
+    weights = resamples([row["patient"] for row in data.index])
+    out: dict[str, Any] = {"records": len(data), "patients": len({row["patient"] for row in data.index}), "lead_sets": {}}
     full: dict[str, dict[str, Any]] = {}
+    full_values: dict[str, Weights] = {}
     for name in lead_sets:
-        logits, y, known = predict(score, data, name, advance)
-        labels = label_metrics(logits, y, known & candidates, ids, candidates)
-        entry: dict[str, Any] = {**summary(labels), "per_label": labels}
+        p = predict(score, data, name, advance)
         if name == "12":
-            full = labels
-        elif full:
+            out["lead_sets"][name], full_values = judge(p, evidence, weights)
+            full = out["lead_sets"][name]["per_label"]
+            continue
+        odds, known = evidence.log_odds(p.logits), p.known & evidence.candidates
+        labels, values = label_metrics(odds, p.y, known, p.ids, evidence.candidates, weights)
+        entry: dict[str, Any] = {**summary(labels, values), "per_label": labels}
+        if full:
             entry["same_labels_12"] = summary({k: v for k, v in full.items() if k in labels})
+            entry["loss"] = _loss(list(full), list(labels), full_values["auroc"], values["auroc"])
+            rhythm = [k for k in labels if k in RHYTHMS]
+            entry["rhythm_loss"] = _loss(list(full), list(labels), full_values["auroc"], values["auroc"], rhythm)
         out["lead_sets"][name] = entry
     return out
+
+
+def _loss(
+    full: Sequence[str], fewer: Sequence[str], a: Weights, b: Weights, only: Sequence[str] | None = None
+) -> dict[str, Any] | None:
+    """Macro AUROC of `full` (R, labels) less that of `fewer`, over labels in both, with the paired interval."""
+    both = [k for k in fewer if k in full and (only is None or k in only)]
+    if not both:
+        return None
+    difference = macro(a[:, [full.index(k) for k in both]]) - macro(b[:, [fewer.index(k) for k in both]])
+    return {"labels": len(both), "value": float(difference[0]), "interval": interval(difference)}

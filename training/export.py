@@ -28,75 +28,34 @@ from encoders.artifact import (
     TrainingInfo,
     write_golden,
 )
-from encoders.bank import MIN_POSITIVES, Label, LabelBank
+from encoders.bank import LabelBank
 from encoders.model import count_multiply_adds, count_parameters, receptive_field_s
 from encoders.signal import FS, LEADS, WINDOW
-from training.calibration import apply_platt, best_threshold, fit_platt_all
 from training.card import model_card
 from training.data import DataSet
-from training.evaluate import evaluate, model_scorer, predict
+from training.evaluate import evaluate, model_scorer
 from training.golden import golden_recording
+from training.held_out import HeldOut, build_bank, int8_encoder
 from training.labels import TextBank
 from training.onnx_graph import encoder_graph
-from training.quantize import int8_graph
+from training.scorers import evidence_of_bank, prevalence_of
 from training.trainee import Trainee
 
-__all__ = ["ExportError", "build_bank", "export"]
+__all__ = ["ExportError", "export"]
 
 GOLDEN_COSINE = 0.999  # float16 weights give 0.99999; int8 passes, another model does not
 PARITY_COSINE = 0.9999  # the written graph against the torch model
+KEPT = ("folds", "train_records", "calibration_records", "cross_validated", "sources", "prevalence", "int8")  # in the manifest
 
 
 class ExportError(ValueError):
     """The run cannot become an artifact; the text gives both values."""
 
 
-def build_bank(
-    model: Trainee,
-    train: DataSet,
-    held_out: DataSet,
-    text: TextBank,
-    encoder_digest: str,
-    advance: Callable[[int], None] = lambda n: None,
-) -> LabelBank:
-    """Rows, biases and tiers of a run with calibration and thresholds from `held_out`, folds that no weight was fitted on."""
-    if crossing := {r["patient"] for r in train.index} & {r["patient"] for r in held_out.index}:
-        raise ExportError(
-            f"{len(crossing)} patients are in training and calibration folds, 0 are allowed: {sorted(crossing)[0]}"
-        )
-    positives = train.positives()
-    trained = (positives >= MIN_POSITIVES) & model.active.numpy()
-    logits, y, known = predict(model_scorer(model), held_out, advance=advance)
-    platt = fit_platt_all(logits, y, known, trained)
-    bias = model.bias.detach().numpy()
-    labels = []
-    for j, s in enumerate(train.labels):
-        ab, rows = platt[j], known[:, j]
-        threshold = best_threshold(apply_platt(logits[rows, j], ab), y[rows, j]) if ab else None
-        labels.append(
-            Label(
-                id=s.id,
-                name_en=s.name_en,
-                name_ja=s.name_ja,
-                codes=s.codes(),
-                urgency=s.urgency,  # type: ignore[arg-type]
-                leads_needed=s.leads_needed,  # type: ignore[arg-type]
-                tier="trained" if ab else "unsupported",
-                positives=int(positives[j]),
-                bias=float(bias[j]),
-                calibration=ab,
-                threshold=threshold,
-            )
-        )
-    with torch.inference_mode():
-        rows_out = model.rows().numpy()
-    return LabelBank(tuple(labels), rows_out, float(model.scale), encoder_digest, text.text)
-
-
 def export(
     model: Trainee,
     train: DataSet,
-    held_out: DataSet,
+    held_out: HeldOut,
     report: DataSet | None,
     text: TextBank,
     out: Path,
@@ -108,9 +67,11 @@ def export(
 ) -> Path:
     """Write the artifact under `out` -> its directory. report: the folds for reporting, scored once, here; None: no metrics.
 
-    fp32, safetensors, int8: optional files. advance is told how many records were scored, of held_out once and of report by
-    lead set. Raises ExportError, ArtifactError, and QuantizeError before anything is scored.
+    fp32, safetensors, int8: optional files. advance is told how many records were scored: of held_out once for int8, of
+    report by lead set. Raises ExportError, ArtifactError, ProtocolError, and QuantizeError before fold 9 is scored.
     """
+    if model.config.objective == "supervised":
+        raise ExportError("a supervised run has no label bank: it is a reference; train with another objective")
     out.mkdir(parents=True, exist_ok=True)
     part = out / ".part"
     shutil.rmtree(part, ignore_errors=True)
@@ -118,11 +79,11 @@ def export(
     try:
         onnx = encoder_graph(model.encoder)
         digest = hashlib.sha256(onnx).hexdigest()
-        more, measured = _optional(model, train, held_out, fp32, int8)
-        bank = build_bank(model, train, held_out, text, digest, advance)
+        bank = build_bank(model, train, held_out, text, digest)
+        more, measured = _optional(model, train, held_out, text, fp32, int8, advance)
         files: dict[str, bytes] = {"encoder.onnx": onnx, "labels.bank": bank.to_bytes(), **more}
         files["thresholds.json"] = _json(
-            {"method": "highest F1 on calibration folds", "thresholds": {x.id: x.threshold for x in bank.labels}}
+            {"method": "highest F1 on held-out records", "thresholds": {x.id: x.threshold for x in bank.labels}}
         )
         samples, layout = golden_recording()
         x = chain.preprocess(samples, layout).x
@@ -143,7 +104,13 @@ def export(
 
 
 def _optional(
-    model: Trainee, train: DataSet, held_out: DataSet, fp32: bool, int8: bool
+    model: Trainee,
+    train: DataSet,
+    held_out: HeldOut,
+    text: TextBank,
+    fp32: bool,
+    int8: bool,
+    advance: Callable[[int], None],
 ) -> tuple[dict[str, bytes], dict[str, Any]]:
     """Further graphs by file name, and what was measured of them."""
     files: dict[str, bytes] = {}
@@ -151,7 +118,7 @@ def _optional(
     if fp32:
         files["encoder.fp32.onnx"] = encoder_graph(model.encoder, half=False)
     if int8:
-        files["encoder.u8s8.onnx"], measured["int8"] = int8_graph(model.encoder, train, held_out, model.config.seed)
+        files["encoder.u8s8.onnx"], measured["int8"] = int8_encoder(model, train, held_out, text, advance)
     return files, measured
 
 
@@ -181,22 +148,29 @@ def _model_info(model: Trainee) -> ModelInfo:
 
 
 def _metrics(
-    model: Trainee, train: DataSet, held_out: DataSet, report: DataSet | None, bank: LabelBank, advance: Callable[[int], None]
+    model: Trainee, train: DataSet, held_out: HeldOut, report: DataSet | None, bank: LabelBank, advance: Callable[[int], None]
 ) -> dict[str, Any]:
-    candidates = np.array([label.tier == "trained" for label in bank.labels])
-    folds = {"train": model.config.train_folds, "calibration": model.config.calibration_folds}
+    evidence = evidence_of_bank(bank, prevalence_of(train))
+    folds = {"train": model.config.train_folds, "calibration": held_out.folds}
+    sets = [train] + ([held_out.records] if held_out.crossval is None else []) + ([report] if report else [])
     data: dict[str, Any] = {
         "folds": {k: list(v) for k, v in folds.items()},
         "train_records": len(train),
-        "calibration_records": len(held_out),
-        "sources": _sources([train, held_out] + ([report] if report else [])),
-        "trained_labels": int(candidates.sum()),
+        "calibration_records": len(held_out.records),
+        "cross_validated": held_out.crossval is not None,
+        "sources": _sources(sets),
+        "prevalence": {x.id: float(v) for x, v in zip(bank.labels, evidence.prevalence, strict=True) if np.isfinite(v)},
+        "trained_labels": int(evidence.candidates.sum()),
+        "evaluated_labels": [label.id for label in bank.labels if label.tier == "evaluated"],
         "unsupported_labels": [label.id for label in bank.labels if label.tier == "unsupported"],
     }
+    if held_out.crossval is not None:
+        told = held_out.crossval.told
+        data["out_of_fold"] = {"records": told["records"], "runs": told["runs"], **told["metrics"]}
     if report is not None:
         data["report"] = {
             "folds": sorted({r["fold"] for r in report.index}),
-            **evaluate(model_scorer(model), report, candidates),
+            **evaluate(model_scorer(model), report, evidence, advance=advance),
         }
     return data
 
@@ -215,9 +189,7 @@ def _manifest(part: Path, info: ModelInfo, bank: LabelBank, metrics: dict[str, A
         path.name: FileEntry(sha256=hashlib.sha256(path.read_bytes()).hexdigest(), bytes=path.stat().st_size)
         for path in sorted(part.iterdir())
     }
-    summary: dict[str, Any] = {
-        k: metrics[k] for k in ("folds", "train_records", "calibration_records", "sources", "int8") if k in metrics
-    }
+    summary: dict[str, Any] = {k: metrics[k] for k in KEPT if k in metrics}
     manifest = Manifest(
         format=FORMAT,
         created=datetime.now(UTC).replace(microsecond=0),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from training.annotated import TEST_FOLD, VALIDATION_FOLD
 from training.data import DataSet
-from training.sources import TEST_FOLD, VALIDATION_FOLD
 
 __all__ = ["DEVELOPMENT", "GROUPS", "ProtocolError", "check_development", "check_disjoint"]
 
@@ -23,9 +23,11 @@ def check_development(data: DataSet, use: str) -> None:
 
 
 def check_disjoint(train: DataSet, held_out: DataSet, use: str) -> None:
-    """Raises ProtocolError when a patient is in both."""
-    if crossing := {r["patient"] for r in train.index} & {r["patient"] for r in held_out.index}:
-        raise ProtocolError(
-            f"{len(crossing)} patients are in training and {use} folds, 0 are allowed: {sorted(crossing)[0]}; "
-            "give each patient one fold and prepare again"
-        )
+    """Raises ProtocolError when a patient, or a signal under two names, is in both."""
+    for key, what in (("patient", "patients"), ("signal", "signals")):
+        first = {row[key]: row["record"] for row in train.index}
+        if crossing := [row for row in held_out.index if row[key] in first]:
+            raise ProtocolError(
+                f"{len(crossing)} records have {what} that are in training and {use} folds, 0 are allowed: "
+                f"{first[crossing[0][key]]} and {crossing[0]['record']}; give them one fold and prepare again"
+            )

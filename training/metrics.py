@@ -110,8 +110,8 @@ def label_metrics(
         "auprc": average_precisions(scores[:, use], y[:, use], known[:, use], weights),
     }
     out: dict[str, dict[str, Any]] = {}
-    for k, j in enumerate(use):
-        rank = top_k(ranked, y, known, int(j))
+    for k, j in enumerate(use.tolist()):
+        rank = top_k(ranked, y, known, j)
         out[ids[j]] = {
             "positives": int((y[:, j] & known[:, j]).sum()),
             "negatives": int((~y[:, j] & known[:, j]).sum()),
@@ -176,7 +176,9 @@ def predictive_values(
 
 def _ratio(right: Weights, wrong: Weights) -> Weights:
     total = right + wrong
-    return np.divide(right, total, out=np.full(len(total), np.nan), where=total > 0)
+    out = np.full(len(total), np.nan)
+    np.divide(right, total, out=out, where=total > 0)
+    return out
 
 
 def _at(values: Weights) -> dict[str, Any]:

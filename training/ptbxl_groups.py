@@ -99,8 +99,8 @@ def _classes(log_odds: Floats, y: Bools, known: Bools, member: Sequence[set[str]
     odds, truth, sure = [np.zeros((len(y), 0))], [np.zeros((len(y), 0), dtype=bool)], [np.zeros((len(y), 0), dtype=bool)]
     for name in names:
         columns = [k for k, classes in enumerate(member) if name in classes]
-        stated = (y & known)[:, columns].any(axis=1)
+        stated = np.asarray((y & known)[:, columns].any(axis=1))
         odds.append(log_odds[:, columns].max(axis=1, keepdims=True))
         truth.append(stated[:, None])
-        sure.append((stated | known[:, columns].all(axis=1))[:, None])
+        sure.append(np.asarray(stated | known[:, columns].all(axis=1))[:, None])
     return np.concatenate(odds, axis=1), np.concatenate(truth, axis=1), np.concatenate(sure, axis=1)

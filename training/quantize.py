@@ -8,23 +8,27 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from numpy.typing import NDArray
 
 from encoders.model import EcgEncoder
 from encoders.onnx_backend import OnnxEncoder
 from training.data import DataSet, Floats
-from training.evaluate import LEAD_SETS
+from training.evaluate import LEAD_SETS, Predictions, predict
+from training.metrics import enough, macro_auroc
 from training.onnx_graph import encoder_graph
+from training.trainee import Trainee
 
-__all__ = ["LEAST_COSINE", "QuantizeError", "int8_graph"]
+__all__ = ["LEAST_COSINE", "MOST_LOSS", "QuantizeError", "check_auroc", "int8_graph", "int8_logits"]
 
 LEAST_COSINE = 0.98  # median over held-out windows; below it calibration and thresholds of the float model do not carry over
+MOST_LOSS = 0.003  # of macro AUROC against float32, on records that no weight was fitted on
 WINDOWS, BATCH = 128, 16  # observed, and compared, over all lead sets together
 QUANTIZED = ["Conv", "Add", "MaxPool", "Relu"]
 
@@ -49,7 +53,7 @@ def int8_graph(encoder: EcgEncoder, train: DataSet, held_out: DataSet, seed: int
                 cosine = np.concatenate(
                     [
                         _cosine(exact.encode(x), rough.encode(x))
-                        for x in _windows(held_out, WINDOWS // len(LEAD_SETS), name, seed)
+                        for x in _windows(held_out, WINDOWS // len(LEAD_SETS), name, seed + 1)
                     ]
                 )
                 measured["windows"] += len(cosine)
@@ -62,6 +66,34 @@ def int8_graph(encoder: EcgEncoder, train: DataSet, held_out: DataSet, seed: int
                 f"expected, found {value:.4f} with leads {worst}; export without --int8"
             )
         return target.read_bytes(), measured
+
+
+def int8_logits(model: Trainee, graph: bytes, data: DataSet, advance: Callable[[int], None] = lambda n: None) -> Floats:
+    """(N, L) logits of `model` with its encoder replaced by `graph`, all leads."""
+    model.eval()
+    with torch.inference_mode():
+        rows, bias, scale = model.rows().numpy(), model.bias.numpy(), model.scale
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "encoder.u8s8.onnx"
+        path.write_bytes(graph)
+        with _open(path) as encoder:
+            return predict(lambda x: scale * (encoder.encode(x) @ rows.T) + bias, data, advance=advance).logits
+
+
+def check_auroc(exact: Predictions, rough: Floats, counted: NDArray[np.bool_]) -> dict[str, Any]:
+    """exact: float32 predictions of held-out records; rough: (N, L) logits in 8 bits; counted: bool (L,), labels with evidence.
+
+    -> labels, macro_auroc, int8_macro_auroc, loss. Raises QuantizeError where more than 0.003 is lost.
+    """
+    known, once = exact.known & counted, np.ones((1, len(rough)))
+    before, after = (float(macro_auroc(z, exact.y, known, once)[0]) for z in (exact.logits, rough))
+    told = {"labels": int(enough(exact.y, known).sum()), "macro_auroc": before, "int8_macro_auroc": after}
+    if not (loss := before - after) <= MOST_LOSS:
+        raise QuantizeError(
+            f"encoder.u8s8.onnx is not written: it may lose at most {MOST_LOSS} of macro AUROC on held-out records, "
+            f"lost {loss:.4f} ({before:.4f} in float32, {after:.4f} in 8 bits, {told['labels']} labels); export without --int8"
+        )
+    return {**told, "loss": loss}
 
 
 def _open(path: Path) -> OnnxEncoder:

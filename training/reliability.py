@@ -86,13 +86,13 @@ def reliability(p: Floats, y: Bools, known: Bools, ids: Sequence[str], weights: 
     ece, floor = calibration_error(flat, truth)
     use = np.flatnonzero(enough(y, counted))
     skills = brier_skills(p[:, use], y[:, use], counted[:, use], weights)
-    labels = {}
-    for k, j in enumerate(use):
+    labels: dict[str, dict[str, Any]] = {}
+    for k, j in enumerate(use.tolist()):
         rows = counted[:, j]
         each = calibration_error(p[rows, j].astype(np.float64), y[rows, j])
-        labels[ids[j]] = {"brier_skill": float(skills[0, k]), "brier_skill_interval": interval(skills[:, k]), "ece": each[0]}
-        labels[ids[j]]["ece_floor"] = each[1]
-    below = [name for name, m in labels.items() if m["brier_skill_interval"] and m["brier_skill_interval"][1] < 0]
+        labels[ids[j]] = {"brier_skill": float(skills[0, k]), "brier_skill_interval": interval(skills[:, k])}
+        labels[ids[j]] |= {"ece": each[0], "ece_floor": each[1]}
+    below = [ids[j] for k, j in enumerate(use.tolist()) if (span := interval(skills[:, k])) is not None and span[1] < 0]
     return {
         "entries": len(flat),
         "slope": slope,

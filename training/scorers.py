@@ -10,15 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from encoders.artifact import Artifact
-from encoders.bank import MIN_POSITIVES
+from encoders.bank import MIN_POSITIVES, LabelBank
 from training.data import DataSet
-from training.evaluate import Scorer, model_scorer
+from training.evaluate import Evidence, Scorer, model_scorer
 from training.labels import TextBank
 from training.vocabulary import read_vocabulary, select
 
-__all__ = ["ScorerError", "open_scorer"]
+__all__ = ["ScorerError", "evidence_of_bank", "open_scorer", "prevalence_of"]
 
-Opened = tuple[Scorer, DataSet, NDArray[np.bool_]]
+Opened = tuple[Scorer, DataSet, Evidence]
 
 
 class ScorerError(ValueError):
@@ -32,18 +32,43 @@ def open_scorer(
     folds: tuple[int, ...],
     load_run: Callable[[Path, Path, Path], tuple[Any, DataSet, TextBank]],
 ) -> Opened:
-    """target: a run directory (needs text) or an artifact -> scorer, records of `folds`, labels with evidence (L,)."""
+    """target: a run directory (needs text) or an artifact -> scorer, records of `folds`, what training knows of each label."""
     if (target / "checkpoint.json").is_file():
         if text is None:
             raise ScorerError(f"{target} is a run: give --text too, the embeddings it was trained with")
         trained, records, _ = load_run(target, data, text)
         candidates = (records.positives() >= MIN_POSITIVES) & trained.model.active.numpy()
-        return model_scorer(trained.model), DataSet(data, records.labels, folds), candidates
+        evidence = Evidence.uncalibrated(candidates, prevalence_of(records))
+        return model_scorer(trained.model), DataSet(data, records.labels, folds), evidence
     artifact = Artifact.load(target)
     bank = artifact.bank()
     statements = select(read_vocabulary(), ",".join(label.id for label in bank.labels))
     if [s.id for s in statements] != [label.id for label in bank.labels]:
         raise ScorerError(f"{target}: its labels stand in another order than in labels.csv")
     encoder = artifact.open()
-    candidates = np.array([label.tier == "trained" for label in bank.labels])
-    return lambda x: bank.logits(encoder.encode(x)), DataSet(data, statements, folds), candidates
+    stored = artifact.manifest.training.data.get("prevalence", {})
+    return (
+        lambda x: bank.logits(encoder.encode(x)),
+        DataSet(data, statements, folds),
+        evidence_of_bank(bank, np.array([stored.get(label.id, np.nan) for label in bank.labels], dtype=np.float64)),
+    )
+
+
+def prevalence_of(train: DataSet) -> NDArray[np.float64]:
+    """(L,) share of the records that know a label which state it; NaN where none knows it."""
+    y, known = train.targets
+    total = known.sum(axis=0)
+    out = np.full(len(total), np.nan)
+    np.divide((y & known).sum(axis=0), total, out=out, where=total > 0)
+    return out
+
+
+def evidence_of_bank(bank: LabelBank, prevalence: NDArray[np.float64]) -> Evidence:
+    """What a bank holds of each label. prevalence: (L,) in training, NaN where it was not kept."""
+    nothing = (np.nan, np.nan)
+    return Evidence(
+        np.array([label.tier != "unsupported" for label in bank.labels]),
+        prevalence,
+        np.array([label.calibration or nothing for label in bank.labels], dtype=np.float64),
+        np.array([np.nan if label.threshold is None else label.threshold for label in bank.labels], dtype=np.float64),
+    )

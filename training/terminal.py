@@ -75,10 +75,17 @@ def show_metrics(metrics: dict[str, Any]) -> None:
     from rich.table import Table
 
     table = Table(title=f"{metrics['records']} records")
-    for name in ("leads", "labels", "macro AUROC", "same labels, 12 leads", "macro AUPRC", "top-1", "top-5"):
-        table.add_column(name, justify="right")
+    for name in ("leads", "labels", "macro AUROC", "95 %", "same labels, 12 leads", "macro AUPRC", "top-1", "top-5"):
+        table.add_column(name, justify="right", no_wrap=name == "95 %")
     for name, entry in metrics["lead_sets"].items():
-        values = [entry["macro_auroc"], entry.get("same_labels_12", {}).get("macro_auroc")]
-        values += [entry["macro_auprc"], entry["top1"], entry["top5"]]
-        table.add_row(name, str(entry["labels"]), *("-" if v is None else f"{v:.3f}" for v in values))
+        low_high = entry["macro_auroc_interval"]
+        span = f"{low_high[0]:.3f}-{low_high[1]:.3f}" if low_high else "-"
+        values = [entry.get("same_labels_12", {}).get("macro_auroc"), entry["macro_auprc"], entry["top1"], entry["top5"]]
+        shown = ["-" if v is None else f"{v:.3f}" for v in (entry["macro_auroc"], *values)]
+        table.add_row(name, str(entry["labels"]), shown[0], span, *shown[1:])
     Console().print(table)
+    calibration = metrics["lead_sets"].get("12", {}).get("calibration", {})
+    if "slope" in calibration:
+        told = (("slope", "slope"), ("error", "ece"), ("noise alone", "ece_floor"))
+        said = (f"{name} {calibration[key]:.3f}" for name, key in told)
+        Console().print("calibration: " + ", ".join(said), highlight=False)

@@ -20,7 +20,8 @@ from training import checkpoint
 from training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from training.config import TrainConfig
 from training.data import DataSet
-from training.export import ExportError, build_bank
+from training.folds import ProtocolError
+from training.held_out import build_bank, by_folds
 from training.labels import TextBank
 from training.loop import Progress, load_trained, train
 from training.trainee import TraineeError, build_trainee
@@ -149,11 +150,11 @@ def test_infonce_runs_on_captions(data: DataSet, text: TextBank, tmp_path: Path)
     assert log[-1] < log[0]
     assert not trained.model.bias.requires_grad
     held_out = DataSet(data.directory, data.labels, config.calibration_folds)
-    bank = build_bank(trained.model, data, held_out, text, "ab" * 32)
+    bank = build_bank(trained.model, data, by_folds(trained.model, data, held_out), text, "ab" * 32)
     assert bank.scale == pytest.approx(1 / 0.07)
     assert {label.bias for label in bank.labels} == {0.0}
-    with pytest.raises(ExportError, match="patients are in training and calibration folds, 0 are allowed"):
-        build_bank(trained.model, data, data, text, "ab" * 32)
+    with pytest.raises(ProtocolError, match="patients that are in training and calibration folds, 0 are allowed"):
+        by_folds(trained.model, data, data)
     with pytest.raises(TraineeError, match=r"no embedded caption for .*run `ecg-train labels --data"):
         train(config, data, replace(text, captions={}), tmp_path / "other")
 
