@@ -23,6 +23,7 @@ DECIMATION, DECIMATION_TAPS = 25, 151  # 500 -> 20 Hz; stop band from 10 Hz
 MAX_TERM = 1000  # of the fraction 500 Hz / fs: exact for usual rates, else off by up to 5e-4 (5 ms at the end of a window)
 FUSED_FROM = 2000  # samples at 500 Hz; in less than 4 s the ends would meet
 FUSED_FS_MHZ = 1_000_000  # above, one kernel for both stages would be longer than the two
+LEADS_AT_ONCE = 3  # of the low-pass
 ONE_THREAD = (1 << 19) - 1  # multiply-adds up to which OpenBLAS stays in one thread; on a busy machine two are slower
 
 Floats = NDArray[np.float32]
@@ -123,6 +124,10 @@ def bandpass(x: Floats) -> Floats:
 _HALF_LOW, _HALF_SLOW, _HALF_DRIFT = LOW_PASS_TAPS // 2, DECIMATION_TAPS // DECIMATION // 2, HIGH_PASS_TAPS // 2
 _EDGE = _HALF_SLOW * DECIMATION  # samples beyond an end that the slow signal sees
 _DOWN_8 = BlockFir(_lowpass(DECIMATION_TAPS, 5.0, FS), down=DECIMATION, block=8)
+# What a block of 200 samples adds to its own eight outputs and to those of the block before, which sees 126 samples more.
+_DOWN_PAIR = np.zeros((_DOWN_8.stride, 2, _DOWN_8.outputs), dtype=np.float32)
+_DOWN_PAIR[:, 0], _DOWN_PAIR[: _DOWN_8.width - _DOWN_8.stride, 1] = np.split(_DOWN_8.kernel, [_DOWN_8.stride])
+_DOWN_PAIR = _DOWN_PAIR.reshape(_DOWN_8.stride, -1)
 _UP_4 = BlockFir(_interpolating_taps(), up=DECIMATION, block=4)
 
 
@@ -163,7 +168,8 @@ class _Fused:
         self.main, self.right = (-(-k // _DOWN_8.outputs) for k in (self.n_slow, self.n_right))  # blocks
         self.drift = self._drift_matrix()
         ends = (_DOWN_8.stride * (self.main - 1), self.right_from + _DOWN_8.stride * (self.right - 1))
-        self.width = max(_EDGE + self.parts * self.per_part * self.fir.outputs, max(ends) + 2 * _DOWN_8.stride)
+        width = max(_EDGE + self.parts * self.per_part * self.fir.outputs, max(ends) + 2 * _DOWN_8.stride)
+        self.width = -(-width // _DOWN_8.stride) * _DOWN_8.stride
 
     def _drift_matrix(self) -> Floats:
         """(2, slow samples, half of the drift samples from -3 on): inputs as they come from the blocks."""
@@ -185,8 +191,10 @@ class _Fused:
         end, beyond = _EDGE + n, self.width - _EDGE - n
         y[:, end:] = y[:, end - 2 : end - 2 - beyond : -1]
         slow = np.empty((leads, self.main + self.right, _DOWN_8.outputs), dtype=np.float32)
-        _decimate(y, slow[:, : self.main])
-        _decimate(y[:, self.right_from :], slow[:, self.main :])
+        own_and_before = (y.reshape(-1, _DOWN_8.stride) @ _DOWN_PAIR).reshape(leads, -1, 2, _DOWN_8.outputs)
+        np.add(own_and_before[:, : self.main, 0], own_and_before[:, 1 : self.main + 1, 1], out=slow[:, : self.main])
+        mirrored = np.ascontiguousarray(_windows(y[:, self.right_from :], self.right, _DOWN_8))
+        np.matmul(mirrored, _DOWN_8.kernel, out=slow[:, self.main :])
         half = self.drift.shape[2]
         drift = np.empty((leads, 2 * half), dtype=np.float32)
         np.matmul(slow.reshape(leads, -1), self.drift, out=drift.reshape(leads, 2, half).transpose(1, 0, 2))
@@ -199,25 +207,19 @@ class _Fused:
         """x: (C, T) -> y: (C, n or a little more), in place."""
         fir, blocks = self.fir, self.parts * self.per_part
         right = (blocks - 1) * fir.stride + fir.width - fir.left - x.shape[-1]
-        cut = np.ascontiguousarray(_windows(reflect(x, fir.left, max(right, 0)), blocks, fir))
-        shape = (len(x), self.parts, self.per_part)
-        np.matmul(cut.reshape(*shape, fir.width), fir.kernel, out=y.reshape(*shape, fir.outputs))
+        windows = _windows(reflect(x, fir.left, max(right, 0)), blocks, fir)
+        out = y.reshape(len(x), self.parts, self.per_part, fir.outputs)
+        cut = np.empty((LEADS_AT_ONCE, self.parts, self.per_part, fir.width), dtype=np.float32)  # fits the cache
+        for c in range(0, len(x), LEADS_AT_ONCE):
+            some = windows[c : c + LEADS_AT_ONCE]
+            part = cut[: len(some)]
+            np.copyto(part.reshape(some.shape), some)
+            np.matmul(part, fir.kernel, out=out[c : c + LEADS_AT_ONCE])
         if self.tail is not None:
             y[:, self.n - self.tail.shape[1] : self.n] = x[:, self.tail_from :] @ self.tail
 
 
 _fused = lru_cache(maxsize=16)(_Fused)
-
-
-def _decimate(y: Floats, slow: Floats) -> None:
-    """y: (C, T) -> slow: (C, blocks, 8), in place. Each block sees its own 200 samples and the first 126 of the next."""
-    n, stride, over = slow.shape[1], _DOWN_8.stride, _DOWN_8.width - _DOWN_8.stride
-    blocks = as_strided(y, (len(y), n + 1, stride), (y.strides[0], stride * y.strides[1], y.strides[1]), writeable=False)
-    own, after = blocks[:, :-1], blocks[:, 1:, :over]
-    if n < len(y):  # few and large products rather than many small ones
-        own, after, slow = own.transpose(1, 0, 2), after.transpose(1, 0, 2), slow.transpose(1, 0, 2)
-    np.matmul(own, _DOWN_8.kernel[:stride], out=slow)
-    slow += after @ _DOWN_8.kernel[stride:]
 
 
 def _windows(x: Floats, n: int, fir: BlockFir) -> Floats:

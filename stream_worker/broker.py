@@ -296,12 +296,16 @@ class KafkaBroker:
     async def publish(self, messages: Sequence[Outgoing]) -> Sequence[int]:
         deadline = time.monotonic() + self._publish_timeout_s
         try:
-            waiting = await self._bounded(self._send(messages), self._publish_timeout_s, "publishing")
-            if waiting:
-                await asyncio.wait(waiting, timeout=max(0.0, deadline - time.monotonic()))
-            if not all(future.done() for future in waiting):
+            sent = await self._bounded(self._send(messages), self._publish_timeout_s, "publishing")
+            if sent:
+                await asyncio.wait([batch for batch, _ in sent], timeout=max(0.0, deadline - time.monotonic()))
+            if not all(batch.done() for batch, _ in sent):
                 raise BrokerUnavailable(f"publishing at {self._bootstrap}: not all copies within {self._publish_timeout_s} s")
-            return [future.result().offset for future in waiting]
+            offsets = [0] * len(messages)
+            for batch, places in sent:
+                for offset, place in enumerate(places, batch.result().offset):
+                    offsets[place] = offset
+            return offsets
         except KafkaError as error:
             self._replace_producer()
             raise refusal(error, self._bootstrap) from error
@@ -309,18 +313,30 @@ class KafkaBroker:
             self._replace_producer()
             raise
 
-    async def _send(self, messages: Sequence[Outgoing]) -> list[asyncio.Future[Any]]:
+    async def _send(self, messages: Sequence[Outgoing]) -> list[tuple[asyncio.Future[Any], list[int]]]:
+        """One batch a partition, or several where one gets too large: a future each, and the places of its messages."""
         producer = await self._ready_producer()
-        waiting: list[asyncio.Future[Any]] = []
-        for message in messages:
-            if message.partition not in await self._partitions(producer, message.topic):
-                raise ConfigError(f"topic {message.topic} has no partition {message.partition}: ecg-worker topics --apply")
-            future = await producer.send(
-                message.topic, message.value, key=message.key, partition=message.partition, headers=list(message.headers)
-            )
-            future.add_done_callback(_look)
-            waiting.append(future)
-        return waiting
+        by_partition: dict[tuple[str, int], list[int]] = {}
+        for place, message in enumerate(messages):
+            by_partition.setdefault(message[:2], []).append(place)
+        for topic, partition in by_partition:
+            if partition not in await self._partitions(producer, topic):
+                raise ConfigError(f"topic {topic} has no partition {partition}: ecg-worker topics --apply")
+        sent: list[tuple[asyncio.Future[Any], list[int]]] = []
+        for (topic, partition), places in by_partition.items():
+            while places:
+                batch, now = producer.create_batch(), time.time_ns() // 1_000_000
+                taken = 0
+                for _, _, key, value, headers in map(messages.__getitem__, places):
+                    if batch.append(timestamp=now, key=key, value=value, headers=list(headers)) is None:
+                        break
+                    taken += 1
+                batch.close()
+                future = await producer.send_batch(batch, topic, partition=partition)
+                future.add_done_callback(_look)
+                sent.append((future, places[:taken]))
+                places = places[taken:]
+        return sent
 
     async def _partitions(self, producer: AIOKafkaProducer, topic: str) -> set[int]:
         """The partitions that the producer knows; told to look again when the cluster has others than it last heard of."""

@@ -92,15 +92,15 @@ class Scorer:
 
     def finish(self, events: Sequence[Window | Closed], ready: Sequence[Ready | None]) -> list[Finding]:
         """The second half: one encoder call for all scorable windows of the batch."""
-        scorable = [i for i, r in enumerate(ready) if r is not None and r[0].reason is None]
-        rows: dict[int, NDArray[np.float32]] = {}
-        if scorable:
-            embeddings = self.encoder.encode(chain.stack([r[0] for i in scorable if (r := ready[i]) is not None]))
-            rows = dict(zip(scorable, self.bank.probabilities(embeddings), strict=True))
-            bad = [i for i, e in zip(scorable, embeddings, strict=True) if not np.isfinite(e).all()]
-            for i in bad:
-                rows.pop(i)
+        scorable = {i: r[0] for i, r in enumerate(ready) if r is not None and r[0].reason is None}
+        rows = dict(zip(scorable, self.rows(list(scorable.values())), strict=True)) if scorable else {}
         return [self._finding(event, r, rows.get(i)) for i, (event, r) in enumerate(zip(events, ready, strict=True))]
+
+    def rows(self, windows: Sequence[chain.Prepared]) -> list[NDArray[np.float32] | None]:
+        """(L,) probabilities of each window, NaN without evidence; None where the encoder gave no finite embedding."""
+        embeddings = self.encoder.encode(chain.stack(windows))
+        good = np.isfinite(embeddings).all(axis=1)
+        return [row if ok else None for row, ok in zip(self.bank.probabilities(embeddings), good, strict=True)]
 
     def _finding(self, event: Window | Closed, ready: Ready | None, row: NDArray[np.float32] | None) -> Finding:
         if isinstance(event, Closed):

@@ -6,6 +6,7 @@ import asyncio
 import statistics
 import time
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,9 @@ class NullScorer(Scorer):
 
     def prepare(self, window: Window) -> Any:
         return self._ready
+
+    def rows(self, windows: Sequence[Prepared]) -> list[NDArray[np.float32] | None]:
+        return [np.full(len(self.bank.labels), 0.5, dtype=np.float32)] * len(windows)
 
 
 def measure() -> dict[str, float]:
