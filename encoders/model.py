@@ -1,6 +1,10 @@
-"""ResNet1d-18 over 12-lead ECG, written with Conv2d of height 1, in two forms.
+"""Residual networks over 12-lead ECG, written with Conv2d of height 1: two architectures in two forms.
 
-``plain`` is the paper's encoder (arXiv 2504.09302): 866 M multiply-adds at (12, 5000), a receptive field of 0.87 s.
+``resnet1d18`` is the paper's (arXiv 2504.09302): a stem of one convolution of width 7, blocks of width 3.
+``xresnet1d18`` follows xresnet1d (Strodthoff et al., arXiv 2004.13701; He et al., arXiv 1812.01187) at depth 18: a stem of
+three convolutions, width 5 throughout, shortcuts that average before they convolve, blocks that start as the identity.
+
+``plain`` takes 500 Hz: the paper's encoder has 866 M multiply-adds at (12, 5000) and a receptive field of 0.87 s.
 ``decimated`` (the default) puts a fixed anti-aliased 5 x decimation before the same network: the signal holds nothing above
 50 Hz after preprocessing, the cost falls to a fifth and the network sees 4.35 s, several beats instead of less than one.
 Needs torch (extra `train`).
@@ -20,26 +24,61 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from encoders.signal import FS, LEADS, WINDOW
 
-__all__ = ["DECIMATION", "EcgEncoder", "EncoderConfig", "count_multiply_adds", "count_parameters", "fold", "receptive_field_s"]
+__all__ = [
+    "ARCHITECTURES",
+    "DECIMATION",
+    "FEATURES",
+    "EcgEncoder",
+    "EncoderConfig",
+    "count_multiply_adds",
+    "count_parameters",
+    "fold",
+    "receptive_field_s",
+]
 
 DECIMATION = 5  # 500 -> 100 Hz
 DECIMATION_TAPS, DECIMATION_HZ = 81, 42.0  # Hamming, 20 Hz transition: -6 dB at 42 Hz, stop band from 52 Hz
 WIDTHS = (64, 128, 256, 512)
+FEATURES = WIDTHS[-1]
 BLOCKS = 2  # BasicBlocks a layer
 NORM_FLOOR = 1e-6
 
 
 @dataclass(frozen=True)
+class Architecture:
+    """stem: (channels, kernel, stride) of its convolutions. kernel: of the blocks. averaged: shortcuts average before they
+    convolve, and the last BatchNorm of a block starts at 0.
+    """
+
+    name: str
+    stem: tuple[tuple[int, int, int], ...]
+    kernel: int
+    averaged: bool
+
+
+ARCHITECTURES = {
+    "resnet1d18": Architecture("ResNet1d-18", ((WIDTHS[0], 7, 2),), 3, False),
+    "xresnet1d18": Architecture("XResNet1d-18", ((32, 5, 2), (32, 5, 1), (WIDTHS[0], 5, 1)), 5, True),
+}
+PAIRS = (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"))  # of a stem or a block, as far as it has them
+
+
+@dataclass(frozen=True)
 class EncoderConfig:
-    """form: "decimated" or "plain". dim: D, length of the embedding. dropout: share of features dropped in training."""
+    """architecture: of ARCHITECTURES. form: "decimated" or "plain". dim: D, length of the embedding. dropout: share of
+    features dropped in training.
+    """
 
     form: Literal["decimated", "plain"] = "decimated"
     dim: int = 256
     dropout: float = 0.2
+    architecture: Literal["resnet1d18", "xresnet1d18"] = "resnet1d18"
 
     def __post_init__(self) -> None:
         if self.form not in ("decimated", "plain"):
             raise ValueError(f"form must be 'decimated' or 'plain', got {self.form!r}")
+        if self.architecture not in ARCHITECTURES:
+            raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, got {self.architecture!r}")
         if not 8 <= self.dim <= 4096:
             raise ValueError(f"dim must be 8 to 4096, got {self.dim}")
         if not 0 <= self.dropout < 1:
@@ -67,15 +106,18 @@ class Decimate(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 1 x 3 convolutions and a shortcut. (B, C, 1, T) -> (B, C', 1, T / stride)."""
+    """Two convolutions and a shortcut. (B, C, 1, T) -> (B, C', 1, ceil(T / stride))."""
 
-    def __init__(self, c_in: int, c_out: int, stride: int) -> None:
+    def __init__(self, c_in: int, c_out: int, stride: int, kernel: int = 3, averaged: bool = False) -> None:
         super().__init__()
-        self.conv1, self.bn1 = _conv(c_in, c_out, 3, stride), nn.BatchNorm2d(c_out)
-        self.conv2, self.bn2 = _conv(c_out, c_out, 3), nn.BatchNorm2d(c_out)
+        self.conv1, self.bn1 = _conv(c_in, c_out, kernel, stride), nn.BatchNorm2d(c_out)
+        self.conv2, self.bn2 = _conv(c_out, c_out, kernel), nn.BatchNorm2d(c_out)
         self.short: nn.Module = nn.Identity()
+        if averaged:
+            nn.init.zeros_(self.bn2.weight)
         if stride != 1 or c_in != c_out:
-            self.short = nn.Sequential(_conv(c_in, c_out, 1, stride), nn.BatchNorm2d(c_out))
+            pool = [nn.AvgPool2d((1, stride), (1, stride), ceil_mode=True, count_include_pad=False)] if averaged else []
+            self.short = nn.Sequential(*pool, _conv(c_in, c_out, 1, 1 if averaged else stride), nn.BatchNorm2d(c_out))
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)))
@@ -89,24 +131,34 @@ class EcgEncoder(nn.Module):
     def __init__(self, config: EncoderConfig | None = None) -> None:
         super().__init__()
         self.config = config or EncoderConfig()
+        made_as = ARCHITECTURES[self.config.architecture]
         self.decimate: nn.Module = Decimate() if self.config.form == "decimated" else nn.Identity()
-        self.conv1, self.bn1 = _conv(len(LEADS), WIDTHS[0], 7, 2), nn.BatchNorm2d(WIDTHS[0])
+        c_in = len(LEADS)
+        for (conv, norm), (c_out, kernel, stride) in zip(PAIRS, made_as.stem, strict=False):
+            self.add_module(conv, _conv(c_in, c_out, kernel, stride))
+            self.add_module(norm, nn.BatchNorm2d(c_out))
+            c_in = c_out
         self.pool = nn.MaxPool2d((1, 3), (1, 2), (0, 1))
         blocks: list[nn.Module] = []
-        c_in = WIDTHS[0]
         for layer, width in enumerate(WIDTHS):
             for block in range(BLOCKS):
-                blocks.append(BasicBlock(c_in, width, 2 if layer and not block else 1))
+                blocks.append(BasicBlock(c_in, width, 2 if layer and not block else 1, made_as.kernel, made_as.averaged))
                 c_in = width
         self.layers = nn.Sequential(*blocks)
         self.dropout = nn.Dropout(self.config.dropout)
-        self.projection = nn.Linear(WIDTHS[-1], self.config.dim)
+        self.projection = nn.Linear(FEATURES, self.config.dim)
+
+    def stem(self) -> list[tuple[nn.Module, nn.Module]]:
+        """Its convolutions, each with the BatchNorm that follows; between them and after them stands a ReLU."""
+        named = dict(self.named_children())
+        return [(named[conv], named[norm]) for conv, norm in PAIRS if conv in named]
 
     def features(self, x: Tensor) -> Tensor:
         """(B, 12, T) -> (B, 512), mean over time."""
         y = self.decimate(x.unsqueeze(2))  # (B, 12, 1, T / 5)
-        y = self.pool(F.relu(self.bn1(self.conv1(y))))
-        return torch.as_tensor(self.layers(y)).mean(dim=(2, 3))
+        for conv, norm in self.stem():
+            y = F.relu(norm(conv(y)))
+        return torch.as_tensor(self.layers(self.pool(y))).mean(dim=(2, 3))
 
     def project(self, features: Tensor) -> Tensor:
         """(B, 512) -> (B, D) unit-norm."""
@@ -120,16 +172,17 @@ def fold(model: EcgEncoder) -> EcgEncoder:
     """A copy in eval mode with every BatchNorm folded into the convolution before it; same output, fewer operations."""
     out = copy.deepcopy(model).eval()
     for module in [out, *out.layers]:
-        for conv, norm in (("conv1", "bn1"), ("conv2", "bn2")):
+        for conv, norm in PAIRS:
             if hasattr(module, norm):
                 setattr(module, conv, fuse_conv_bn_eval(getattr(module, conv), getattr(module, norm)))
                 setattr(module, norm, nn.Identity())
         short = getattr(module, "short", None)
         if isinstance(short, nn.Sequential):
-            conv_in, norm_in = short[0], short[1]
+            *pool, conv_in, norm_in = short
             assert isinstance(conv_in, nn.Conv2d)
             assert isinstance(norm_in, nn.BatchNorm2d)
-            module.short = fuse_conv_bn_eval(conv_in, norm_in)
+            folded = fuse_conv_bn_eval(conv_in, norm_in)
+            module.short = nn.Sequential(*pool, folded) if pool else folded
     return out
 
 
@@ -166,10 +219,11 @@ def count_multiply_adds(model: EcgEncoder, samples: int = WINDOW) -> int:
 
 def receptive_field_s(config: EncoderConfig) -> float:
     """Seconds of signal that one feature before the mean depends on (without the decimation filter's own 0.16 s)."""
-    steps = [(7, 2), (3, 2)]  # (kernel, stride) of stem and pool
+    made_as = ARCHITECTURES[config.architecture]
+    steps = [*((kernel, stride) for _, kernel, stride in made_as.stem), (3, 2)]  # (kernel, stride) of stem and pool
     for layer in range(len(WIDTHS)):
         for block in range(BLOCKS):
-            steps += [(3, 2 if layer and not block else 1), (3, 1)]
+            steps += [(made_as.kernel, 2 if layer and not block else 1), (made_as.kernel, 1)]
     field, jump = 1, 1
     for kernel, stride in steps:
         field += (kernel - 1) * jump

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from encoders.model import EncoderConfig
+from encoders.model import ARCHITECTURES, EncoderConfig
 from training.sources import CALIBRATION_FOLD, TEST_FOLD, VALIDATION_FOLD
 
-__all__ = ["ConfigError", "TrainConfig", "read_config"]
+__all__ = ["BANK", "CAPTIONS", "OBJECTIVES", "ConfigError", "TrainConfig", "read_config"]
 
+BANK = ("bank_sigmoid", "bank_softmax")  # each ECG against the whole bank
+CAPTIONS = ("infonce", "unicl", "jaccard_sigmoid")  # each ECG against the captions of its batch
+OBJECTIVES = (*BANK, *CAPTIONS, "supervised")
 LEAD_SETS = ("12", "limb6", "I+II", "I", "II", "II+V1", "II+V5")
 
 
@@ -23,12 +27,17 @@ class ConfigError(ValueError):
 class TrainConfig:
     """One run. Defaults are those of configs/default.toml; configs/paper.toml is the paper's recipe."""
 
-    objective: Literal["bank_sigmoid", "infonce"] = "bank_sigmoid"
-    """bank_sigmoid: each ECG against the whole label bank. infonce: each ECG against the captions of its batch (the paper)."""
+    objective: Literal["bank_sigmoid", "bank_softmax", "infonce", "unicl", "jaccard_sigmoid", "supervised"] = "bank_sigmoid"
+    """bank_sigmoid, bank_softmax: each ECG against the whole label bank. infonce (the paper), unicl, jaccard_sigmoid: each ECG
+    against the captions of its batch. supervised: a linear head without text, a reference that is not exported."""
     labels: str = "core98"
     """The label set of the bank: core98, all, or ids separated by commas."""
+    architecture: Literal["resnet1d18", "xresnet1d18"] = "resnet1d18"
+    """The encoder's network, see encoders/model.py."""
     form: Literal["decimated", "plain"] = "decimated"
     """The encoder's form, see encoders/model.py."""
+    frozen: bool = False
+    """Leave the encoder's network at its random start but for BatchNorm statistics; only what follows it learns: a floor."""
     dim: int = 256
     """D, the length of an embedding."""
     dropout: float = 0.2
@@ -56,15 +65,23 @@ class TrainConfig:
     schedule: Literal["cosine", "constant"] = "cosine"
     """How the learning rate goes down."""
     tau: float = 0.07
-    """Temperature of InfoNCE."""
+    """Temperature of infonce and unicl. jaccard_sigmoid learns its scale (from 10, as SigLIP) and its bias instead."""
     scale: float = 30.0
-    """Fixed factor on the cosine in bank_sigmoid."""
+    """Fixed factor on the cosine in bank_sigmoid and bank_softmax."""
+    whiten: bool = True
+    """Whether the bank's rows are whitened; if not they are only centred, which zero-shot needs. Captions stay as they are."""
     shrinkage: float = 0.3
     """Share of the mean variance mixed into each direction when the text rows are whitened, see training/rows.py."""
     learned_projection: bool = True
     """Whether the whitened rows pass a learned D x D projection (starting at the identity) or stay fixed."""
     min_positives: int = 5
     """Columns with fewer positives in the training folds are masked: too few to learn, and mostly not annotated."""
+    leave_out: tuple[str, ...] = ()
+    """Labels of the bank whose targets are masked in training, to be found by their sentence alone (bank objectives)."""
+    superclass_weight: float = 0.0
+    """Weight of PTB-XL's five superclasses as further columns of the loss, see training/superclasses.py; 0 leaves them out."""
+    distill: float = 0.0
+    """Share of a teacher's probability in the targets (`train --teacher`); 0 is without a teacher."""
     lead_sets: tuple[str, ...] = LEAD_SETS
     """Lead sets drawn in training; the first gets `full_share`, the others share the rest."""
     full_share: float = 0.5
@@ -73,12 +90,18 @@ class TrainConfig:
     """Highest standard deviation of added white noise, in standard deviations of the lead."""
     gain_jitter: float = 0.1
     """Standard deviation of the log of a random factor a lead."""
+    wander: float = 0.0
+    """Highest amplitude of baseline wander before the filters, in standard deviations of the lead, see training/augment.py."""
+    mains: float = 0.0
+    """Highest amplitude of mains hum before the filters, in standard deviations of the lead."""
+    padding: float = 0.0
+    """Probability that a whole window ends early and is padded as serving pads."""
     ema: float = 0.995
     """Decay of the moving average of the weights, which is what is evaluated and exported; 0 turns it off."""
     train_folds: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7)
     """Folds that weights are fitted on."""
     calibration_folds: tuple[int, ...] = (CALIBRATION_FOLD,)
-    """Folds that calibration and thresholds are fitted on, disjoint from the training folds."""
+    """Folds that calibration and thresholds are fitted on, disjoint from the training folds; empty: by cross-validation."""
     seed: int = 1
     """Fixes weights, order, crops, lead sets and noise."""
 
@@ -87,7 +110,8 @@ class TrainConfig:
             if not good:
                 raise ConfigError(f"{key}: {rule}, got {getattr(self, key)!r}")
 
-        need(self.objective in ("bank_sigmoid", "infonce"), "objective", "must be bank_sigmoid or infonce")
+        need(self.objective in OBJECTIVES, "objective", f"must be one of {', '.join(OBJECTIVES)}")
+        need(self.architecture in ARCHITECTURES, "architecture", f"must be one of {', '.join(ARCHITECTURES)}")
         need(self.form in ("decimated", "plain"), "form", "must be decimated or plain")
         need(self.schedule in ("cosine", "constant"), "schedule", "must be cosine or constant")
         need(8 <= self.dim <= 4096, "dim", "must be 8 to 4096")
@@ -107,23 +131,39 @@ class TrainConfig:
         need(0 < self.scale <= 200, "scale", "must be above 0, at most 200")
         need(0 <= self.shrinkage <= 1, "shrinkage", "must be 0 to 1")
         need(self.min_positives >= 1, "min_positives", "must be at least 1")
+        need(not self.leave_out or self.objective in BANK, "leave_out", f"needs objective {' or '.join(BANK)}")
+        need(0 <= self.superclass_weight <= 10, "superclass_weight", "must be 0 to 10")
+        columns = (*BANK, "supervised")
+        need(not self.superclass_weight or self.objective in columns, "superclass_weight", f"needs one of {', '.join(columns)}")
+        need(0 <= self.distill <= 1, "distill", "must be 0 to 1")
+        taught = ("bank_sigmoid", "supervised")
+        need(not self.distill or self.objective in taught, "distill", f"needs objective {' or '.join(taught)}")
         need(
             len(self.lead_sets) > 0 and set(self.lead_sets) <= set(LEAD_SETS), "lead_sets", f"must be of {', '.join(LEAD_SETS)}"
         )
         need(0 < self.full_share <= 1, "full_share", "must be above 0, at most 1")
         need(0 <= self.noise <= 1, "noise", "must be 0 to 1")
         need(0 <= self.gain_jitter <= 1, "gain_jitter", "must be 0 to 1")
+        need(0 <= self.wander <= 100, "wander", "must be 0 to 100")
+        need(0 <= self.mains <= 100, "mains", "must be 0 to 100")
+        need(0 <= self.padding <= 1, "padding", "must be 0 to 1")
         need(0 <= self.ema < 1, "ema", "must be 0 to below 1")
         for key in ("train_folds", "calibration_folds"):
             folds = getattr(self, key)
-            need(len(folds) > 0 and all(1 <= f <= 10 for f in folds), key, "must name folds 1 to 10")
+            some = len(folds) > 0 or key == "calibration_folds"  # none: calibrated by cross-validation
+            need(some and all(1 <= f <= 10 for f in folds), key, "must name folds 1 to 10")
             need(not {VALIDATION_FOLD, TEST_FOLD} & set(folds), key, "must not hold folds 9 and 10, which are for reporting")
         need(not set(self.train_folds) & set(self.calibration_folds), "calibration_folds", "must be disjoint from train_folds")
 
     @property
     def encoder(self) -> EncoderConfig:
         """The model's part."""
-        return EncoderConfig(form=self.form, dim=self.dim, dropout=self.dropout)
+        return EncoderConfig(form=self.form, dim=self.dim, dropout=self.dropout, architecture=self.architecture)
+
+    @property
+    def needs_captions(self) -> bool:
+        """Whether the objective compares with captions, which a record without a label has not."""
+        return self.objective in CAPTIONS
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as in TOML or JSON."""
@@ -145,13 +185,43 @@ class TrainConfig:
                 value = tuple(value)
             if type(value) is not kind:
                 raise ConfigError(f"{key}: a {kind.__name__} is needed, got {value!r}")
+            item = int if key.endswith("_folds") else str
+            if isinstance(value, tuple) and any(type(one) is not item for one in value):
+                raise ConfigError(f"{key}: a list of {item.__name__} is needed, got {list(value)!r}")
             out[key] = value
         return cls(**out)
 
 
-def read_config(path: Path) -> TrainConfig:
-    """A TOML file -> TrainConfig. Raises ConfigError naming the key, or the file and line that is no TOML."""
+def _typed(key: str, text: str) -> Any:
+    """The value that `text` means for this key. Raises ConfigError. Lists are written with commas."""
+    defaults = {f.name: f.default for f in fields(TrainConfig)}
+    if key not in defaults:
+        raise ConfigError(f"{key}: no such key; keys are {', '.join(defaults)}")
+    kind: type = type(defaults[key])
     try:
-        return TrainConfig.of(tomllib.loads(path.read_text(encoding="utf-8")))
+        if kind is bool:
+            return {"true": True, "false": False}[text.strip().lower()]
+        if kind is tuple:
+            item = int if key.endswith("_folds") else str
+            return tuple(item(part.strip()) for part in text.split(",") if part.strip())
+        return kind(text.strip())
+    except (ValueError, KeyError):
+        name = "true or false" if kind is bool else "a list with commas" if kind is tuple else f"a {kind.__name__}"
+        raise ConfigError(f"{key}: {name} is needed, got {text!r}") from None
+
+
+def read_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """A TOML file, and "key=value" that take the place of its keys -> TrainConfig.
+
+    Raises ConfigError naming the key, or the file and line that is no TOML.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, OSError) as error:
         raise ConfigError(f"{path}: {error}") from None
+    for item in overrides:
+        key, equals, text = item.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {item}: key=value is needed")
+        values[key.strip()] = _typed(key.strip(), text)
+    return TrainConfig.of(values)

@@ -21,10 +21,13 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 
 from encoders import preprocess as chain
-from encoders.bank import assessable
 from encoders.signal import FS, LEADS, WINDOW, lead_bits
+from training.augment import crop, disturb, pad
 from training.config import TrainConfig
 from training.prepare import INDEX, MANIFEST, file_digest
+from training.superclasses import Superclasses
+from training.targets import assessable_from, label_targets
+from training.teacher import FOLDS, Teacher, TeacherError
 from training.vocabulary import Statement
 
 __all__ = ["LEAD_SET_BITS", "Batch", "DataError", "DataSet", "Floats", "batches", "effective_mask"]
@@ -40,7 +43,6 @@ LEAD_SET_BITS = {
     "II+V1": lead_bits(("II", "V1")),
     "II+V5": lead_bits(("II", "V5")),
 }
-LOST = "NU"  # unit of a record whose amplitude is lost
 AHEAD = 4  # batches read in advance
 
 
@@ -50,7 +52,10 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class Batch:
-    """x: (B, 12, T). y, known: bool (B, L); only known entries count. rows: (B,) positions in the data set."""
+    """x: (B, 12, T). y, known: bool (B, L); only known entries count. rows: (B,) positions in the data set.
+
+    In training with superclasses y and known are (B, L + 5), see training/superclasses.py.
+    """
 
     x: Floats
     y: NDArray[np.bool_]
@@ -75,6 +80,8 @@ def effective_mask(mask: int, lead_set: int, unit: str) -> int:
 class DataSet:
     """The records of some folds. labels: L statements. mask: (N,) lead bits. digest: hex sha256 of the manifest.
 
+    teacher: sha256 of the file that gave taught_logits (N, L), None without one.
+
     The files' digests are compared with the manifest's, once in a process unless a file changes. Raises DataError.
     """
 
@@ -88,6 +95,8 @@ class DataSet:
             raise DataError(f"{directory}: no record in folds {', '.join(map(str, folds))}; prepare more data or other folds")
         self.mask = np.array([row["mask"] for row in self.index], dtype=np.int64)
         self._files: dict[str, Any] = {}
+        self.teacher: str | None = None
+        self.taught_logits: Floats | None = None
 
     def __len__(self) -> int:
         return len(self.index)
@@ -98,22 +107,12 @@ class DataSet:
 
         A statement that rests on amplitude is not known of a record whose amplitude is lost, though y keeps what was stated.
         """
-        column = {s.id: j for j, s in enumerate(self.labels)}
-        y = np.zeros((len(self), len(column)), dtype=bool)
-        known = np.zeros_like(y)
-        for i, row in enumerate(self.index):
-            for label in self.manifest["declared"].get(row["source"], ()):
-                if label in column:
-                    known[i, column[label]] = True
-            for label in row["unknown"]:
-                if label in column:
-                    known[i, column[label]] = False
-            for label in row["positive"]:
-                if label in column:
-                    y[i, column[label]] = known[i, column[label]] = True
-        lost = np.array([row["unit"] == LOST for row in self.index])
-        known[np.ix_(lost, np.array([s.rests_on_amplitude for s in self.labels]))] = False
-        return y, known
+        return label_targets(self.index, self.manifest["declared"], self.labels)
+
+    @cached_property
+    def superclasses(self) -> Superclasses:
+        """The further targets of these records."""
+        return Superclasses.of(self.index, self.manifest["declared"])
 
     @property
     def stated(self) -> NDArray[np.bool_]:
@@ -124,11 +123,33 @@ class DataSet:
     def stating(self) -> DataSet:
         """The same without the records that state none of the labels."""
         stated = np.asarray(self.stated.any(axis=1))
-        out = DataSet.__new__(DataSet)
-        out.directory, out.labels, out.manifest, out._files = self.directory, self.labels, self.manifest, {}
-        out.digest = self.digest
+        out = self._copy()
         out.index = [row for row, any_label in zip(self.index, stated, strict=True) if any_label]
         out.mask = self.mask[stated]
+        if self.taught_logits is not None:
+            out.teacher, out.taught_logits = self.teacher, self.taught_logits[stated]
+        return out
+
+    def taught(self, teacher: Teacher) -> DataSet:
+        """The same with a teacher's logits. Raises TeacherError when they are of other records or labels."""
+        if beyond := sorted({row["fold"] for row in self.index} - set(FOLDS)):
+            raise TeacherError(f"{teacher.path}: predictions for folds 1 to 8, these records are of folds {beyond}")
+        table = pq.read_table(self.directory / INDEX, columns=["fold"])["fold"].to_pylist()
+        out = self._copy()
+        out.index, out.mask, out.teacher = self.index, self.mask, teacher.digest
+        out.taught_logits = teacher.rows_for(
+            [fold for fold in table if fold in FOLDS],
+            sorted({row["fold"] for row in self.index}),
+            self.digest,
+            [s.id for s in self.labels],
+        )
+        return out
+
+    def _copy(self) -> DataSet:
+        """Without records."""
+        out = DataSet.__new__(DataSet)
+        out.directory, out.labels, out.manifest, out._files = self.directory, self.labels, self.manifest, {}
+        out.digest, out.teacher, out.taught_logits = self.digest, None, None
         return out
 
     def positives(self) -> NDArray[np.int64]:
@@ -149,8 +170,7 @@ class DataSet:
 
     def assessable(self, masks: NDArray[np.int64]) -> NDArray[np.bool_]:
         """masks: (B,) lead bits -> bool (B, L)."""
-        cache = {int(m): np.array([assessable(s.leads_needed, int(m)) for s in self.labels]) for m in np.unique(masks)}
-        return np.stack([cache[int(m)] for m in masks])
+        return assessable_from(masks, self.labels)
 
     def plain(self, lead_set: str = "12", batch: int = 64) -> Iterator[Batch]:
         """All records in order, whole windows, with only the leads of `lead_set` kept."""
@@ -175,30 +195,25 @@ class DataSet:
         )
 
     def draw(self, rows: NDArray[np.int64], config: TrainConfig, whole: bool, rng: np.random.Generator) -> Batch:
-        """One training batch: crop, lead set, noise and gain by `rng`; targets not assessable in the lead set are unknown."""
+        """One training batch: lead set, crop or padding, disturbances by `rng`; what the lead set does not allow is unknown."""
         n_sets = len(config.lead_sets)
         rest = (1 - config.full_share) / max(1, n_sets - 1)
         share = np.array([config.full_share] + [rest] * (n_sets - 1))
         sets = [config.lead_sets[k] for k in rng.choice(n_sets, len(rows), p=share / share.sum())]
         masks = self._masks(rows, sets)
-        x = self.windows(rows)
+        x, n_valid = self.windows(rows), np.array([self.index[int(i)]["n_valid"] for i in rows])
         if not whole:
-            x = self._crop(x, rows, int(config.crop_s * FS), rng)
-        if config.gain_jitter:
-            x *= np.exp(config.gain_jitter * rng.standard_normal((*x.shape[:2], 1), dtype=np.float32))
-        if config.noise:
-            level = rng.uniform(0, config.noise, (len(rows), 1, 1)).astype(np.float32)
-            x += level * rng.standard_normal(x.shape, dtype=np.float32)
+            x, n_valid = crop(x, n_valid, int(config.crop_s * FS), rng)
+        elif config.padding:
+            n_valid = pad(x, n_valid, config.padding, rng)
+        disturb(x, n_valid, config, rng)
         x *= _kept(masks)
-        y, known = self.targets
-        return Batch(x, y[rows], known[rows] & self.assessable(masks), rows)
-
-    def _crop(self, x: Floats, rows: NDArray[np.int64], length: int, rng: np.random.Generator) -> Floats:
-        out = np.empty((*x.shape[:2], length), dtype=np.float32)
-        for k, i in enumerate(rows):
-            start = int(rng.integers(0, max(1, self.index[int(i)]["n_valid"] - length + 1)))
-            out[k] = x[k, :, start : start + length]
-        return out
+        y, known = (a[rows] for a in self.targets)
+        known = known & self.assessable(masks)
+        if config.superclass_weight:
+            more = self.superclasses.targets(rows, masks)
+            y, known = (np.concatenate(pair, axis=1) for pair in zip((y, known), more, strict=True))
+        return Batch(x, y, known, rows)
 
 
 def _kept(masks: NDArray[np.int64]) -> Floats:
@@ -206,9 +221,7 @@ def _kept(masks: NDArray[np.int64]) -> Floats:
     return (masks[:, None] >> np.arange(len(LEADS)) & 1).astype(np.float32)[:, :, None]
 
 
-def batches(
-    data: DataSet, config: TrainConfig, epoch: int, first: int = 0, part: tuple[int, int] = (0, 1)
-) -> Iterator[Batch]:
+def batches(data: DataSet, config: TrainConfig, epoch: int, first: int = 0, part: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
     """The batches of one epoch from number `first` on, read ahead by a thread. The last incomplete batch is left out.
 
     part: (k, n) gives every n-th record of each batch from the k-th on, so that n processes share it.

@@ -132,9 +132,10 @@ def train(
     ParallelError, TraineeError, FloatingPointError.
     """
     world = world or World(device=pick_device(config.device, config.amp))
-    if config.objective == "infonce":
+    if config.needs_captions:
         data = data.stating()  # a record without a label has no caption
-    run = _Run(_start(config, data, text, world), out, _identity(config, data, text), command)
+    identity = {**_identity(config, data, text), "teacher": data.teacher}
+    run = _Run(_start(config, data, text, world), out, identity, command)
     if resume:
         _restore(run)
     elif (out / "checkpoint.json").exists():

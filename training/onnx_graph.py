@@ -52,6 +52,11 @@ class _Graph:
         kernel, strides = list(conv.kernel_size), list(conv.stride)
         return self.op("Conv", name, x, w, b, kernel_shape=kernel, strides=strides, pads=[*pad, *pad])
 
+    def average(self, name: str, pool: object, x: str) -> str:
+        assert isinstance(pool, nn.AvgPool2d)
+        kernel, strides = [list(v) if isinstance(v, tuple) else [v, v] for v in (pool.kernel_size, pool.stride)]
+        return self.op("AveragePool", name, x, kernel_shape=kernel, strides=strides, ceil_mode=int(pool.ceil_mode))
+
 
 def encoder_graph(model: EcgEncoder, half: bool = True) -> bytes:
     """model -> bytes of an ONNX file: x float32 (B, 12, 5000) -> embedding float32 (B, D), rows of norm 1."""
@@ -63,14 +68,18 @@ def encoder_graph(model: EcgEncoder, half: bool = True) -> bytes:
         half_width = taps.shape[-1] // 2
         w = g.weight("decimate.weight", taps)
         x = g.op("Conv", "decimate", x, w, group=len(LEADS), strides=[1, DECIMATION], pads=[0, half_width, 0, half_width])
-    x = g.op("Relu", "stem", g.conv("conv1", folded.conv1, x))
+    for i, (conv, _) in enumerate(folded.stem(), 1):
+        x = g.op("Relu", "stem" if i == 1 else f"stem{i}", g.conv(f"conv{i}", conv, x))
     x = g.op("MaxPool", "pool", x, kernel_shape=[1, 3], strides=[1, 2], pads=[0, 1, 0, 1])
     for i, block in enumerate(folded.layers):
         name = f"layers.{i}"
         y = g.op("Relu", f"{name}.relu1", g.conv(f"{name}.conv1", block.conv1, x))
         y = g.conv(f"{name}.conv2", block.conv2, y)
-        if isinstance(block.short, nn.Conv2d):
-            x = g.conv(f"{name}.short", block.short, x)
+        *pool, short = block.short if isinstance(block.short, nn.Sequential) else (block.short,)
+        for one in pool:
+            x = g.average(f"{name}.average", one, x)
+        if isinstance(short, nn.Conv2d):
+            x = g.conv(f"{name}.short", short, x)
         x = g.op("Relu", name, g.op("Add", f"{name}.add", y, x))
     x = g.op("ReduceMean", "mean", x, g.weight("axes23", np.array([2, 3], dtype=np.int64)), keepdims=0)  # (B, 512)
     w = g.weight("projection.weight", folded.projection.weight.detach().numpy())

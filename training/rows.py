@@ -5,9 +5,15 @@ singular value decomposition, direction k has variance s_k^2 / L. Each is shrunk
 v_k = (1 - shrinkage) s_k^2 / L + shrinkage * mean, and the whitened rows are U S / sqrt(v): at shrinkage 0 all directions weigh
 the same (and every two labels are equally far apart), at 1 only centring is left. The rank is at most L - 1; the first D
 directions are kept, or zeros appended up to D.
+
+A sentence that is none of the labels passes the same map, V / sqrt(v) after the mean is taken off. What it says beside the
+labels' span is lost there, and directions in which the labels hardly differ are enlarged: whitening and zero-shot do not go
+together. Centring alone keeps all E numbers.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,31 +21,73 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["BankRows", "whiten"]
+__all__ = ["BankRows", "TextMap", "centring", "whiten", "whitening"]
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+TINY = 1e-12
 
 
-def whiten(rows: NDArray[np.float32], dim: int, shrinkage: float) -> NDArray[np.float32]:
-    """rows: (L, E) -> (L, D) unit rows, see above."""
-    centred = rows.astype(np.float64) - rows.mean(axis=0, dtype=np.float64)
-    u, s, _ = np.linalg.svd(centred, full_matrices=False)
+@dataclass(frozen=True)
+class TextMap:
+    """Sentence embeddings (N, E) -> unit((x - mean) basis). mean: (E,). basis: (E, D), None for the identity."""
+
+    mean: Doubles
+    basis: Doubles | None
+
+    def __call__(self, rows: Floats) -> Floats:
+        """(N, E) -> (N, D), or (N, E) without a basis; unit rows."""
+        out = rows.astype(np.float64) - self.mean
+        if self.basis is not None:
+            out = out @ self.basis
+        return np.asarray(out / np.maximum(np.linalg.norm(out, axis=1, keepdims=True), TINY), dtype=np.float32)
+
+
+def _spectrum(rows: Floats, dim: int, shrinkage: float) -> tuple[Doubles, Doubles, Doubles, Doubles, Doubles]:
+    """-> mean (E,), U (L, K), s (K,), V (E, K), shrunk variances (K,); K = min(rank, D), variances averaged over the rank."""
+    mean = rows.mean(axis=0, dtype=np.float64)
+    u, s, vt = np.linalg.svd(rows.astype(np.float64) - mean, full_matrices=False)
     rank = int((s > s[0] * 1e-6).sum())
-    u, s = u[:, :rank], s[:rank]
-    variance = s**2 / len(rows)
+    variance = s[:rank] ** 2 / len(rows)
     shrunk = (1 - shrinkage) * variance + shrinkage * variance.mean()
-    white = (u * s / np.sqrt(shrunk))[:, :dim]
+    k = min(rank, dim)
+    return mean, u[:, :k], s[:k], vt[:k].T, shrunk[:k]
+
+
+def whiten(rows: Floats, dim: int, shrinkage: float) -> Floats:
+    """rows: (L, E) -> (L, D) unit rows, see above."""
+    _, u, s, _, shrunk = _spectrum(rows, dim, shrinkage)
+    white = u * s / np.sqrt(shrunk)
     out = np.zeros((len(rows), dim), dtype=np.float32)
     out[:, : white.shape[1]] = white / np.linalg.norm(white, axis=1, keepdims=True)
     return out
 
 
+def whitening(rows: Floats, dim: int, shrinkage: float) -> TextMap:
+    """The map that takes `rows` (L, E) to `whiten(rows, dim, shrinkage)`, for other sentences."""
+    mean, _, _, v, shrunk = _spectrum(rows, dim, shrinkage)
+    basis = np.zeros((rows.shape[1], dim))
+    basis[:, : v.shape[1]] = v / np.sqrt(shrunk)
+    return TextMap(mean, basis)
+
+
+def centring(rows: Floats) -> TextMap:
+    """The map that takes the mean of `rows` (L, E) off and brings every row to norm 1."""
+    return TextMap(rows.mean(axis=0, dtype=np.float64), None)
+
+
 class BankRows(nn.Module):
-    """Fixed text rows behind a projection: (L, E) -> (L, D) unit. start: "identity" (E = D) or "random"."""
+    """Fixed text rows behind a projection: (L, E) -> (L, D) unit. start: "identity" (E = D) or "random".
+
+    of_sentence: what was done to the raw sentence embeddings to get `text`; None: nothing.
+    """
 
     text: Tensor
 
-    def __init__(self, text: NDArray[np.float32], dim: int, learned: bool, start: str) -> None:
+    def __init__(self, text: Floats, dim: int, learned: bool, start: str, of_sentence: TextMap | None = None) -> None:
         super().__init__()
         self.register_buffer("text", torch.from_numpy(np.array(text, dtype=np.float32)))
+        self.of_sentence = of_sentence
         self.project = nn.Linear(text.shape[1], dim, bias=False)
         if start == "identity":
             nn.init.eye_(self.project.weight)
@@ -48,3 +96,8 @@ class BankRows(nn.Module):
     def forward(self, text: Tensor | None = None) -> Tensor:
         """The bank's rows, or other text (K, E) through the same projection."""
         return F.normalize(self.project(self.text if text is None else text), dim=-1)
+
+    def sentences(self, raw: Floats) -> Tensor:
+        """raw: (K, E0) embeddings by the same language model -> (K, D) unit rows."""
+        rows = raw if self.of_sentence is None else self.of_sentence(raw)
+        return torch.as_tensor(self(torch.from_numpy(np.array(rows, dtype=np.float32)).to(self.text.device)))

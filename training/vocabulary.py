@@ -23,7 +23,10 @@ class VocabularyError(ValueError):
 
 @dataclass(frozen=True)
 class Statement:
-    """One row. scp, snomed: codes that mean it. core: in the default set of 98. order: row number, the order of captions."""
+    """One row. scp, snomed: codes that mean it. core: in the default set of 98. order: row number, the order of captions.
+
+    superclass: PTB-XL's, or "".
+    """
 
     id: str
     name_en: str
@@ -34,6 +37,7 @@ class Statement:
     leads_needed: str
     core: bool
     order: int
+    superclass: str = ""
 
     def codes(self) -> dict[str, tuple[str, ...]]:
         """Codes by scheme."""
@@ -64,6 +68,7 @@ def read_vocabulary(path: Path = LABELS_CSV) -> tuple[Statement, ...]:
             leads_needed=row["leads_needed"],
             core=row["core98"] == "1",
             order=i,
+            superclass=row["ptbxl_superclass"],
         )
         for i, row in enumerate(rows)
     )

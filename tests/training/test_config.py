@@ -31,7 +31,7 @@ def test_plain_values_and_back() -> None:
     ("text", "message"),
     [
         ("learning_rate = 1", "learning_rate: no such key; keys are objective"),
-        ("objective = 'magic'", "objective: must be bank_sigmoid or infonce, got 'magic'"),
+        ("objective = 'magic'", "objective: must be one of bank_sigmoid, bank_softmax, infonce, unicl, .*, got 'magic'"),
         ("epochs = 2.5", "epochs: a int is needed, got 2.5"),
         ("epochs = true", "epochs: a int is needed, got True"),
         ("lr = 'fast'", "lr: a float is needed"),

@@ -1,0 +1,52 @@
+"""What a prepared record says of each label: true, false or unknown. Arrays; N record, L label."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from encoders.bank import assessable
+from training.vocabulary import Statement
+
+__all__ = ["Bools", "assessable_from", "declares", "label_targets"]
+
+Bools = NDArray[np.bool_]
+LOST = "NU"  # unit of a record whose amplitude is lost
+
+
+def declares(index: Sequence[Mapping[str, Any]], declared: Mapping[str, Sequence[str]], labels: Sequence[Statement]) -> Bools:
+    """bool (N, L): whether the source of a record annotates the label. declared: label ids by source."""
+    by_source = {s: np.array([x.id in set(ids) for x in labels], dtype=bool) for s, ids in declared.items()}
+    nothing = np.zeros(len(labels), dtype=bool)
+    return np.stack([by_source.get(row["source"], nothing) for row in index])
+
+
+def label_targets(
+    index: Sequence[Mapping[str, Any]], declared: Mapping[str, Sequence[str]], labels: Sequence[Statement]
+) -> tuple[Bools, Bools]:
+    """y, known: bool (N, L). Known: the source declares the label, and the record does not call it unknown.
+
+    A statement that rests on amplitude is not known of a record whose amplitude is lost, though y keeps what was stated.
+    """
+    column = {s.id: j for j, s in enumerate(labels)}
+    known = declares(index, declared, labels)
+    y = np.zeros_like(known)
+    for i, row in enumerate(index):
+        for label in row["unknown"]:
+            if label in column:
+                known[i, column[label]] = False
+        for label in row["positive"]:
+            if label in column:
+                y[i, column[label]] = known[i, column[label]] = True
+    lost = np.array([row["unit"] == LOST for row in index])
+    known[np.ix_(lost, np.array([s.rests_on_amplitude for s in labels]))] = False
+    return y, known
+
+
+def assessable_from(masks: NDArray[np.int64], labels: Sequence[Statement]) -> Bools:
+    """masks: (B,) lead bits -> bool (B, L)."""
+    cache = {int(m): np.array([assessable(s.leads_needed, int(m)) for s in labels]) for m in np.unique(masks)}
+    return np.stack([cache[int(m)] for m in masks])
