@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from training.crossval_command import crossval as crossval_command
+from training.prepare_command import prepare as prepare_command
 from training.terminal import command_line, named, plain_errors, progress, show_metrics
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ app = typer.Typer(
 
 The six steps, each reading what the one before wrote:
 
-    ecg-train prepare  ptbxl/ challenge/ --out runs/data       recordings -> encoder inputs, split by patient
+    ecg-train prepare  folder/ --labels labels.csv --out runs/data   recordings -> encoder inputs, split by patient
 
     ecg-train labels   --out runs/text                         label names -> sentence embeddings
 
@@ -46,13 +47,6 @@ The six steps, each reading what the one before wrote:
 
 docs/training.md walks through them. Research software, not a medical device.""",
 )
-
-
-class Likelihood(StrEnum):
-    """What a None among PTB-XL's likelihoods means."""
-
-    unknown = "unknown"
-    stated = "stated"
 
 
 class Pooling(StrEnum):
@@ -83,37 +77,7 @@ def _load(data: Path, text: Path, labels: str, folds: tuple[int, ...]) -> tuple[
     return DataSet(data, statements, folds), TextBank.load(text), statements
 
 
-@app.command()
-def prepare(
-    folders: Annotated[
-        list[Path],
-        typer.Argument(
-            help="Folders in PTB-XL's, the CinC Challenge's or AliveCor's (CinC 2017) own layout.", exists=True, file_okay=False
-        ),
-    ],
-    out: Annotated[Path, typer.Option(help="New directory for shards, index and manifest.")],
-    unknown_likelihood: Annotated[
-        Likelihood,
-        typer.Option(help="A None among PTB-XL's likelihoods: the label is `unknown` (masked), or `stated` all the same."),
-    ] = Likelihood.unknown,
-) -> None:
-    """Read recordings, bring them to the encoder's input, split them by patient.
-
-    Folds 1 to 7 train, 8 calibrates, 9 reports, 10 is left alone: PTB-XL's strat_fold, elsewhere a hash of the record's id.
-    A patient in two splits is refused. Records that cannot be read are left out and listed in the manifest with the reason.
-    A label that a data set does not annotate is unknown there, not negative.
-    """
-    with plain_errors():
-        from training import prepare as work
-        from training.sources import read_source
-        from training.vocabulary import read_vocabulary
-
-        vocabulary = read_vocabulary()
-        sources = [read_source(folder, vocabulary, unknown_likelihood.value) for folder in folders]
-        with progress("reading", sum(len(s.records) for s in sources)) as advance:
-            manifest = work.prepare(sources, out, command_line(), advance)
-        splits = ", ".join(f"{n} {name}" for name, n in manifest["splits"].items())
-        typer.echo(f"{out}: {manifest['records']} records ({splits}), {len(manifest['skipped'])} left out, see {work.MANIFEST}")
+app.command()(prepare_command)
 
 
 @app.command()
