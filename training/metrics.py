@@ -17,6 +17,7 @@ from training.bootstrap import interval, macro
 __all__ = [
     "MIN_CASES",
     "PREVALENCES",
+    "MetricError",
     "aurocs",
     "average_precisions",
     "decisions",
@@ -34,6 +35,10 @@ PREVALENCES = (0.01, 0.05)
 Floats = NDArray[np.floating]
 Bools = NDArray[np.bool_]
 Weights = NDArray[np.float64]
+
+
+class MetricError(ValueError):
+    """Scores that cannot be measured."""
 
 
 def enough(y: Bools, known: Bools) -> Bools:
@@ -73,6 +78,10 @@ def _grouped(score: Floats, y: Bools, known: Bools, weights: Weights) -> tuple[W
     if not len(rows):
         nothing = np.zeros((len(weights), 1))
         return nothing, nothing
+    if bad := int((~np.isfinite(score[rows])).sum()):
+        raise MetricError(
+            f"{bad} of {len(rows)} scores of a label are not finite; the model is broken, or its activations overflow"
+        )
     order = rows[np.argsort(score[rows], kind="stable")]
     first = np.flatnonzero(np.append(True, np.diff(score[order]) != 0))
     w, positive = weights[:, order], y[order]

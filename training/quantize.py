@@ -83,11 +83,16 @@ def int8_logits(model: Trainee, graph: bytes, data: DataSet, advance: Callable[[
 def check_auroc(exact: Predictions, rough: Floats, counted: NDArray[np.bool_]) -> dict[str, Any]:
     """exact: float32 predictions of held-out records; rough: (N, L) logits in 8 bits; counted: bool (L,), labels with evidence.
 
-    -> labels, macro_auroc, int8_macro_auroc, loss. Raises QuantizeError where more than 0.003 is lost.
+    -> labels, macro_auroc, int8_macro_auroc, loss. Raises QuantizeError: more than 0.003 lost, or nothing to measure.
     """
     known, once = exact.known & counted, np.ones((1, len(rough)))
+    if not (labels := int(enough(exact.y, known).sum())):
+        raise QuantizeError(
+            "encoder.u8s8.onnx is not written: no label has 10 positives and 10 negatives among the held-out records, so what "
+            "it costs cannot be measured; use more data or --crossval, or export without --int8"
+        )
     before, after = (float(macro_auroc(z, exact.y, known, once)[0]) for z in (exact.logits, rough))
-    told = {"labels": int(enough(exact.y, known).sum()), "macro_auroc": before, "int8_macro_auroc": after}
+    told = {"labels": labels, "macro_auroc": before, "int8_macro_auroc": after}
     if not (loss := before - after) <= MOST_LOSS:
         raise QuantizeError(
             f"encoder.u8s8.onnx is not written: it may lose at most {MOST_LOSS} of macro AUROC on held-out records, "

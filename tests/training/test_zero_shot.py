@@ -1,0 +1,39 @@
+"""Supersets: what is true, what is absent, and what is unknown of a record."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from training.data import DataSet
+from training.vocabulary import Statement, select
+from training.zero_shot import read_supersets, superset_targets
+
+
+def test_supersets_cover_every_label_of_the_vocabulary(vocabulary: tuple[Statement, ...]) -> None:
+    member, sets = read_supersets()
+    assert set(member) == {s.id for s in vocabulary}
+    assert {name for name, _, _ in sets} == set(member.values())
+    assert len(sets) == len({en for _, en, _ in sets}) == len({ja for _, _, ja in sets})
+
+
+def test_a_superset_is_true_absent_or_unknown(prepared: Path, vocabulary: tuple[Statement, ...]) -> None:
+    data = DataSet(prepared, select(vocabulary, "core98"), (1, 2, 3))
+    member, sets = read_supersets()
+    k = [name for name, _, _ in sets].index("IVC")
+    inside = {s.id for s in data.labels if member[s.id] == "IVC"}
+    source = data.index[0]["source"]
+    declared = sorted(inside & set(data.manifest["declared"][source]))
+    assert len(declared) > 2
+    full = {"source": source, "mask": 4095}
+    data.index[:4] = [
+        data.index[0] | full | {"positive": [declared[0]], "unknown": [declared[1]]},
+        data.index[0] | full | {"positive": ["SR"], "unknown": []},
+        data.index[0] | full | {"positive": ["SR"], "unknown": [declared[1]]},
+        data.index[0] | full | {"positive": [], "unknown": [], "source": "nobody"},
+    ]
+    data.mask[:4] = 4095
+    y, known = superset_targets(data, member, sets)
+    np.testing.assert_array_equal(y[:4, k], [True, False, False, False])
+    np.testing.assert_array_equal(known[:4, k], [True, True, False, False])
