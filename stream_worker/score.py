@@ -190,6 +190,7 @@ class Scorer:
                     "threshold": label.threshold,
                     "positive": positive,
                     "urgency": label.urgency,
+                    "tier": label.tier,
                 }
             )
         out: dict[str, Any] = {"labels": labels, "not_assessable": why_not}

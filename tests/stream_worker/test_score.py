@@ -80,6 +80,15 @@ def test_without_evidence_a_label_has_no_probability(scorer: Scorer) -> None:
     assert body["scores"]["RARE"] is None
 
 
+def test_each_label_says_how_far_its_evidence_goes() -> None:
+    encoder = ProjectionEncoder()
+    labels = [label("KNOWN", tier="evaluated", held_out=12, threshold=0.0), label("LESS", threshold=0.0)]
+    of, x = device()
+    finding = Scorer(encoder, bank(encoder, labels))([window(of, x)])[0]
+    assert {entry["id"]: entry["tier"] for entry in finding.body["labels"]} == {"KNOWN": "evaluated", "LESS": "trained"}
+    jsonschema.validate(finding.body, schema("finding"))
+
+
 def test_probabilities_are_the_banks_and_sorted(scorer: Scorer) -> None:
     of, x = device()
     body = scorer([window(of, x)])[0].body
@@ -87,7 +96,7 @@ def test_probabilities_are_the_banks_and_sorted(scorer: Scorer) -> None:
     expected = scorer.bank.probabilities(e)[0]
     assert [x["probability"] for x in body["labels"]] == sorted((x["probability"] for x in body["labels"]), reverse=True)
     for i, entry in enumerate(scorer.bank.labels):
-        if entry.tier == "trained":
+        if entry.tier != "unsupported":
             assert body["scores"][entry.id] == pytest.approx(float(expected[i]), abs=1e-6)
 
 
