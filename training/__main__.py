@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from training.collect_command import collect as collect_command
 from training.crossval_command import crossval as crossval_command
 from training.prepare_command import prepare as prepare_command
 from training.terminal import command_line, named, plain_errors, progress, show_metrics
@@ -78,6 +79,9 @@ def _load(data: Path, text: Path, labels: str, folds: tuple[int, ...]) -> tuple[
 
 
 app.command()(prepare_command)
+
+
+app.command()(collect_command)
 
 
 @app.command()
