@@ -184,6 +184,8 @@ def build_trainee(config: TrainConfig, data: DataSet, text: TextBank, statements
     active &= ~left_out
     if not active.any():
         raise TraineeError("leave_out: no label with enough positives is left")
+    if len(statements) < 2:
+        raise TraineeError(f"labels: a bank needs at least 2 labels, got {statements[0].id}")
     rows = None if config.objective == "supervised" else _rows(config, text.rows_of(statements))
     bias = log_prior(y, known).masked_fill(left_out, 0.0)
     columns = _columns(config, data, statements) if config.superclass_weight else None

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.rows import BankRows, whiten
+from training.rows import BankRows, centring, whiten, whitening
 
 
 @pytest.fixture
@@ -55,3 +55,27 @@ def test_projection_starts_at_the_identity_and_may_stay_fixed(raw: np.ndarray) -
     assert learned().shape == (12, 16)
     assert learned(torch.ones(3, 40)).shape == (3, 16)
     torch.testing.assert_close(learned().norm(dim=1), torch.ones(12))
+
+
+def test_whitening_takes_the_labels_to_their_rows_and_loses_what_is_beside_them(raw: np.ndarray) -> None:
+    for dim in (8, 64):
+        np.testing.assert_allclose(whitening(raw, dim, 0.3)(raw), whiten(raw, dim, 0.3), atol=1e-5)
+    beside = np.linalg.svd(raw - raw.mean(axis=0), full_matrices=True)[2][-1]  # orthogonal to every label less the mean
+    moved = (raw[:1] + 3 * beside).astype(np.float32)
+    np.testing.assert_allclose(whitening(raw, 64, 0.3)(moved), whiten(raw, 64, 0.3)[:1], atol=1e-4)
+    assert (centring(raw)(moved) @ centring(raw)(raw[:1]).T).item() < 0.5
+
+
+def test_centring_by_hand() -> None:
+    raw = np.array([[1.0, 0.0], [0.0, 1.0]], dtype=np.float32)
+    half = 2**-0.5
+    np.testing.assert_allclose(centring(raw)(raw), [[half, -half], [-half, half]], atol=1e-6)
+    np.testing.assert_allclose(centring(raw)(np.array([[0.5, 2.5]], dtype=np.float32)), [[0, 1]], atol=1e-6)
+
+
+def test_sentences_pass_the_map_of_the_rows(raw: np.ndarray) -> None:
+    centred = centring(raw)
+    rows = BankRows(centred(raw), 16, learned=True, start="random", of_sentence=centred)
+    torch.testing.assert_close(rows.sentences(raw), rows())
+    plain = BankRows(raw, 16, learned=True, start="random")
+    torch.testing.assert_close(plain.sentences(raw), plain())
