@@ -12,6 +12,7 @@ import typer
 from training.collect_command import collect as collect_command
 from training.crossval_command import crossval as crossval_command
 from training.prepare_command import prepare as prepare_command
+from training.promote_command import promote as promote_command
 from training.terminal import command_line, named, plain_errors, progress, show_metrics
 
 if TYPE_CHECKING:
@@ -304,6 +305,7 @@ def publish(
 
 
 app.command("crossval")(crossval_command)
+app.command("promote")(promote_command)
 
 
 def main() -> None:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import redis
 
 from encoders.artifact import Artifact
+from encoders.bank import LabelBank
 
-__all__ = ["ACTIVE_KEY", "PublishError", "bank_key", "publish"]
+__all__ = ["ACTIVE_KEY", "PublishError", "active_bank", "bank_key", "publish"]
 
 ACTIVE_KEY = "ecg:bank:active"
 TIMEOUT_S = 5.0
 
 
 class PublishError(ValueError):
-    """Redis could not be reached or did not keep what it was given; the pointer was not moved."""
+    """Redis could not be reached, did not keep what it was given or was changed by another; the pointer was not moved."""
 
 
 def bank_key(digest: str) -> str:
@@ -24,26 +28,63 @@ def bank_key(digest: str) -> str:
     return f"ecg:bank:{digest}"
 
 
-def publish(url: str, directory: Path) -> str:
-    """Verify the artifact, store its bank, read it back, point `ecg:bank:active` at it -> the bank's digest.
-
-    Raises ArtifactError, leaving Redis untouched, or PublishError.
-    """
-    artifact = Artifact.load(directory)
-    bank = artifact.bank()
-    data = bank.to_bytes()
+@contextmanager
+def _client(url: str) -> Iterator[Any]:
     try:
         with redis.Redis.from_url(url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S) as client:
-            client.set(bank_key(bank.digest), data)
-            stored = client.get(bank_key(bank.digest))
-            found = hashlib.sha256(stored).hexdigest() if isinstance(stored, bytes) else "nothing"
-            if found != bank.digest:
-                raise PublishError(f"Redis was given bank {bank.digest} and holds {found}; the active bank was not changed")
-            client.set(ACTIVE_KEY, bank.digest)
+            yield client
     except (redis.RedisError, ValueError) as error:
-        if isinstance(error, PublishError):
+        if type(error).__module__.startswith(("training.", "encoders.")):
             raise
         raise PublishError(
             f"Redis cannot be used ({type(error).__name__}: {error}); check the address and that it runs"
         ) from None
+
+
+def active_bank(url: str) -> LabelBank | None:
+    """The bank that workers are told to use; None where none was ever published. Raises PublishError, BankError."""
+    with _client(url) as client:
+        name: bytes | None = client.get(ACTIVE_KEY)
+        if name is None:
+            return None
+        digest = name.decode("ascii", "replace")
+        data: bytes | None = client.get(bank_key(digest))
+        if data is None:
+            raise PublishError(
+                f"{ACTIVE_KEY} names bank {digest}, which Redis does not hold; publish the running artifact again"
+            )
+        return LabelBank.from_bytes(data, expect_digest=digest)
+
+
+def publish(url: str, directory: Path, instead_of: LabelBank | None = None) -> str:
+    """Verify the artifact, store its bank, read it back, point `ecg:bank:active` at it -> the bank's digest.
+
+    instead_of: the pointer moves only while this bank is active. Raises ArtifactError, with Redis untouched, or PublishError.
+    """
+    artifact = Artifact.load(directory)
+    bank = artifact.bank()
+    data = bank.to_bytes()
+    with _client(url) as client:
+        client.set(bank_key(bank.digest), data)
+        stored = client.get(bank_key(bank.digest))
+        found = hashlib.sha256(stored).hexdigest() if isinstance(stored, bytes) else "nothing"
+        if found != bank.digest:
+            raise PublishError(f"Redis was given bank {bank.digest} and holds {found}; the active bank was not changed")
+        _switch(client, bank.digest, instead_of)
     return bank.digest
+
+
+def _switch(client: Any, digest: str, instead_of: LabelBank | None) -> None:
+    """One transaction: look, and move the pointer unless it was moved meanwhile."""
+    with client.pipeline() as pipe:
+        pipe.watch(ACTIVE_KEY)
+        name = pipe.get(ACTIVE_KEY)
+        if instead_of is not None and name != instead_of.digest.encode():
+            told = name.decode("ascii", "replace") if name else "no bank"
+            raise PublishError(f"bank {instead_of.digest} was active when it was compared, now {told} is; compare again")
+        pipe.multi()
+        pipe.set(ACTIVE_KEY, digest)
+        try:
+            pipe.execute()
+        except redis.WatchError:
+            raise PublishError("another bank was published at the same moment; look which is meant, then try again") from None

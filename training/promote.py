@@ -1,0 +1,232 @@
+"""Whether a candidate artifact may take the place of the running one: both on the same records, patients resampled in pairs.
+
+Refused when, of a protected label, the 95 % interval of the AUROC difference lies below 0, or AUROC falls by more than 0.02
+without having been accepted, or the candidate no longer gives it a probability without that having been accepted; when the
+lower end of the macro difference is below -0.005; when nothing could be compared. A label with too few cases is "not testable"
+and listed: it is no reason to refuse, and never counts as passed. N record, L label.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from encoders.artifact import Artifact
+from encoders.bank import BankError, LabelBank
+from training.bootstrap import interval, macro, resamples
+from training.checkpoint import write_whole
+from training.data import DataSet
+from training.metrics import MIN_CASES, aurocs, enough
+
+__all__ = ["Compared", "PromoteError", "Scores", "check_folds", "compare", "default_protected", "keep", "running_bank", "score"]
+
+MOST_DROP = 0.02  # of a protected label's AUROC, without --accept
+LEAST_MACRO = -0.005  # lower end of the interval of the macro difference
+UNPROTECTED = ("routine", "normal")  # urgencies
+
+Bools = NDArray[np.bool_]
+
+
+class PromoteError(ValueError):
+    """Two artifacts that cannot be compared as asked; the text names the label, folds or file and the remedy."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What one artifact says. logits: (N, L). served: bool (L,), labels to which it gives a probability."""
+
+    logits: NDArray[np.float32]
+    served: Bools
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A label. state: better, same, lower, refused, accepted, "not testable", lost, new or "not served"; why: for people.
+
+    same: the interval holds 0. lower: it lies below 0, or the drop is above 0.02, and the label is not protected.
+    """
+
+    id: str
+    protected: bool
+    positives: int
+    negatives: int
+    state: str
+    why: str = ""
+    candidate: float | None = None
+    running: float | None = None
+    difference: float | None = None
+    interval: list[float] | None = None
+
+
+def default_protected(bank: LabelBank) -> frozenset[str]:
+    """Labels whose urgency is critical, urgent or routine_new_urgent."""
+    return frozenset(label.id for label in bank.labels if label.urgency not in UNPROTECTED)
+
+
+def check_folds(artifact: Artifact, folds: Collection[int], role: str) -> None:
+    """Raises PromoteError when the artifact was fitted or calibrated on one of these folds: it would judge itself."""
+    for use, used in dict(artifact.manifest.training.data.get("folds", {})).items():
+        if seen := sorted(set(used) & set(folds)):
+            raise PromoteError(
+                f"{artifact.directory}: fold {', '.join(map(str, seen))} is among its {use} folds; compare on folds that "
+                f"neither artifact has seen, usually --fold 9 ({role})"
+            )
+
+
+def score(
+    artifacts: Sequence[tuple[Artifact, LabelBank]], data: DataSet, advance: Callable[[int], None] = lambda n: None
+) -> tuple[list[Scores], Bools, Bools]:
+    """Each artifact with its bank on all records, in the order of data.labels -> scores, y and known (N, L).
+
+    A label that a bank lacks is not served and has logit 0. Raises ArtifactError, PromoteError.
+    """
+    ids = [s.id for s in data.labels]
+    out = []
+    for artifact, bank in artifacts:
+        have = [label.id for label in bank.labels]
+        there = [k for k, id in enumerate(ids) if id in have]
+        column = [have.index(ids[k]) for k in there]
+        y, known, rows = list[Bools](), list[Bools](), list[NDArray[np.float32]]()
+        with artifact.open() as encoder:
+            for batch in data.plain():
+                logits = np.zeros((len(batch.x), len(ids)), dtype=np.float32)
+                logits[:, there] = bank.logits(encoder.encode(batch.x))[:, column]
+                rows.append(logits)
+                y.append(batch.y)
+                known.append(batch.known)
+                advance(len(batch.x))
+        served = np.zeros(len(ids), dtype=bool)
+        served[there] = [bank.labels[c].tier != "unsupported" for c in column]
+        found = np.concatenate(rows)
+        if not np.isfinite(found).all():
+            raise PromoteError(f"{artifact.directory}: {int((~np.isfinite(found)).sum())} scores are not finite numbers")
+        out.append(Scores(found, served))
+    return out, np.concatenate(y), np.concatenate(known)
+
+
+def compare(
+    candidate: Scores,
+    running: Scores,
+    y: Bools,
+    known: Bools,
+    patients: Sequence[str],
+    ids: Sequence[str],
+    protected: Collection[str],
+    accepted: Collection[str] = (),
+) -> dict[str, Any]:
+    """The decision as a document. y, known: (N, L); patients: N; ids: L. Raises PromoteError for names that do not exist."""
+    for option, names in (("--protected", protected), ("--accept", accepted)):
+        if missing := sorted(set(names) - set(ids)):
+            raise PromoteError(f"{option} {', '.join(missing)}: no label of these artifacts; they have {', '.join(ids)}")
+    both, testable = candidate.served & running.served, enough(y, known)
+    weights = resamples(list(patients))
+    ours, theirs = (aurocs(s.logits, y, known & both & testable, weights) for s in (candidate, running))  # (R, L)
+    labels = []
+    for j, id in enumerate(ids):
+        cases = (int((y & known)[:, j].sum()), int((~y & known)[:, j].sum()))
+        state = _unmeasured(candidate.served[j], running.served[j], testable[j], cases)
+        if state is None:
+            labels.append(_judge(id, id in protected, id in accepted, cases, ours[:, j], theirs[:, j]))
+        else:
+            if state[0] == "lost" and id in protected:
+                state = ("accepted" if id in accepted else "refused", state[1])
+            labels.append(Compared(id, id in protected, *cases, *state))
+    measured = [j for j, label in enumerate(labels) if label.difference is not None]
+    values = macro(ours[:, measured]) - macro(theirs[:, measured]) if measured else np.full(1, np.nan)
+    low_high = interval(values)
+    reasons = [f"{label.id}: {label.why}" for label in labels if label.state == "refused"]
+    if low_high is None:
+        reasons.append(f"no label could be compared: none is served by both with {MIN_CASES} positives and negatives")
+    elif low_high[0] < LEAST_MACRO:
+        reasons.append(f"macro AUROC: the interval of the difference begins at {low_high[0]:+.4f}, below {LEAST_MACRO}")
+    return {
+        "promoted": not reasons,
+        "reasons": reasons,
+        "records": len(y),
+        "patients": len(set(patients)),
+        "macro": {
+            "labels": len(measured),
+            "candidate": float(macro(ours[:1, measured])[0]) if measured else None,
+            "running": float(macro(theirs[:1, measured])[0]) if measured else None,
+            "difference": float(values[0]) if measured else None,
+            "interval": low_high,
+        },
+        "accepted": [label.id for label in labels if label.state == "accepted"],
+        "not_testable": [label.id for label in labels if label.state == "not testable"],
+        "labels": [vars(label) for label in labels],
+    }
+
+
+def _unmeasured(ours: bool, theirs: bool, testable: bool, cases: tuple[int, int]) -> tuple[str, str] | None:
+    """State and reason of a label that has no difference, None of one that has."""
+    if not ours and not theirs:
+        return "not served", "neither gives it a probability"
+    if not ours:
+        return "lost", "the candidate gives it no probability, the running artifact does"
+    if not theirs:
+        return "new", "the running artifact gives it no probability"
+    if not testable:
+        return "not testable", f"{cases[0]} positives and {cases[1]} negatives, {MIN_CASES} of each are needed"
+    return None
+
+
+def _judge(
+    id: str,
+    protected: bool,
+    accepted: bool,
+    cases: tuple[int, int],
+    ours: NDArray[np.float64],
+    theirs: NDArray[np.float64],
+) -> Compared:
+    """ours, theirs: (R,) AUROC of the sample and its resamples."""
+    difference, low_high = float((ours - theirs)[0]), interval(ours - theirs)
+    assert low_high is not None  # enough positives and negatives, so that nearly every resample has both
+    below, drop = low_high[1] < 0, difference < -MOST_DROP
+    why = f"AUROC falls by {-difference:.4f}, more than {MOST_DROP}" if drop else ""
+    if below:
+        why = f"AUROC is lower, 95 % interval {low_high[0]:+.4f} to {low_high[1]:+.4f}"
+    if below or drop:
+        state = "lower" if not protected else "accepted" if accepted and not below else "refused"
+    else:
+        state = "better" if low_high[0] > 0 else "same"
+    return Compared(id, protected, *cases, state, why, float(ours[0]), float(theirs[0]), difference, low_high)
+
+
+def running_bank(running: Artifact, active: LabelBank | None) -> LabelBank:
+    """The bank that is compared: the active one of Redis, which must be for the running encoder, or the artifact's own."""
+    if active is None:
+        return running.bank()
+    try:
+        active.check(running.encoder_digest, running.manifest.model.dim)
+    except BankError as error:
+        raise PromoteError(f"{running.directory} is not what runs: in Redis, the active {error}; give its artifact") from None
+    return active
+
+
+def keep(
+    decision: dict[str, Any], candidate: Artifact, running: Artifact, bank: LabelBank, command: str, data: str, published: str
+) -> Path:
+    """Write `<digest>.promotion.json` beside the candidate's directory -> its path.
+
+    bank: the running one that was compared. data: digest of the data set. published: digest of the bank, "" if it was not.
+    """
+    told = {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "command": command,
+        "candidate": {"artifact": candidate.digest, "encoder": candidate.encoder_digest, "bank": candidate.bank().digest},
+        "running": {"artifact": running.digest, "encoder": running.encoder_digest, "bank": bank.digest},
+        "data": data,
+        "published": published,
+        **decision,
+    }
+    path = candidate.directory.parent / f"{candidate.digest[:16]}.promotion.json"
+    body = json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    write_whole(path, lambda part: part.write_text(body, encoding="utf-8"))
+    return path
