@@ -6,6 +6,7 @@ import asyncio
 import json as jsonlib
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ from encoders.artifact import Artifact, ArtifactError
 from stream_worker import telemetry
 from stream_worker.errors import ArtifactRefused, ConfigError, WorkerError
 from stream_worker.kafka_security import security_of
+from stream_worker.seam import Broker
 from stream_worker.settings import Settings, load_settings
 from stream_worker.table import NOTICE
 from stream_worker.telemetry import Metrics
 
-__all__ = ["alerts", "check", "kafka_broker", "load_model", "print_json", "run", "topics"]
+__all__ = ["alerts", "check", "client_of", "kafka_broker", "load_model", "print_json", "run", "topics"]
 
 
 def load_model(settings: Settings) -> Artifact:
@@ -36,11 +38,9 @@ def print_json(body: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
-def kafka_broker(settings: Settings) -> Any:
-    """The seam over the cluster of the settings."""
-    from stream_worker.broker import KafkaBroker
-
-    return KafkaBroker(
+def kafka_broker(settings: Settings) -> Broker:
+    """The seam over the cluster of the settings, by the client that they name. Raises ConfigError when it is not installed."""
+    return client_of(settings.client)(
         bootstrap=settings.kafka,
         group=settings.group,
         chunks=settings.chunks_topic,
@@ -48,6 +48,23 @@ def kafka_broker(settings: Settings) -> Any:
         security=security_of(settings),
         start_timeout_s=settings.outage_limit_s,
     )
+
+
+def client_of(name: str) -> Callable[..., Broker]:
+    """The broker class of a client's name. Raises ConfigError when the client is not installed."""
+    if name == "aiokafka":
+        from stream_worker.broker import KafkaBroker
+
+        return KafkaBroker
+    try:
+        from stream_worker.confluent_broker import ConfluentBroker
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "confluent_kafka":
+            raise
+        raise ConfigError(
+            'ECG_CLIENT=confluent needs the extra `fast`: pip install "ecg-stream-worker[fast]", or ECG_CLIENT=aiokafka'
+        ) from None
+    return ConfluentBroker
 
 
 def run(**options: Any) -> None:

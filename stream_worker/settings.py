@@ -25,6 +25,7 @@ class Settings(BaseSettings):
     kafka_username: str | None = None
     kafka_password: SecretStr | None = None
     kafka_ca_file: Path | None = Field(None, description="CA certificates (PEM) of the brokers")
+    client: Literal["aiokafka", "confluent"] = Field("aiokafka", description="confluent (librdkafka): the extra `fast`")
     group: str = Field("ecg-worker", description="consumer group")
     chunks_topic: str = "ecg.chunks"
     findings_topic: str = "ecg.findings"

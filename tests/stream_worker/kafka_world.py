@@ -11,9 +11,9 @@ from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.records_to_delete import RecordsToDelete
 
-from stream_worker.broker import KafkaBroker
 from stream_worker.kafka_admin import create_topics
 from stream_worker.memory_broker import MemoryBroker, MemoryLog
+from stream_worker.operate import client_of
 from stream_worker.seam import Broker, Record, TopicState
 
 
@@ -44,12 +44,15 @@ class MemoryWorld:
         self.log.trim(self.chunks, partition, before)
 
 
-class KafkaWorld:
-    """Topics with names of their own, so that tests share a cluster and nothing else."""
+CLIENTS = ("aiokafka", "confluent")
 
-    def __init__(self, bootstrap: str) -> None:
+
+class KafkaWorld:
+    """Topics with names of their own, so that tests share a cluster and nothing else. `client`: the broker's."""
+
+    def __init__(self, bootstrap: str, client: str = "aiokafka") -> None:
         mark = uuid.uuid4().hex[:12]
-        self.bootstrap = bootstrap
+        self.bootstrap, self.client = bootstrap, client
         self.chunks, self.findings, self.group = f"chunks-{mark}", f"findings-{mark}", f"group-{mark}"
 
     async def create(self, partitions: int) -> KafkaWorld:
@@ -57,9 +60,9 @@ class KafkaWorld:
         await create_topics(self.bootstrap, [chunks, TopicState(self.findings, partitions, 1, {})])
         return self
 
-    def broker(self, **options: Any) -> KafkaBroker:
+    def broker(self, client: str | None = None, **options: Any) -> Broker:
         given = {"bootstrap": self.bootstrap, "group": self.group, "chunks": self.chunks, "findings": self.findings, **options}
-        return KafkaBroker(**given)
+        return client_of(client or self.client)(**given)
 
     async def append(self, partition: int, values: Sequence[bytes], **options: Any) -> int:
         topic = options.pop("topic", self.chunks)

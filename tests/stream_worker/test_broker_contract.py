@@ -1,4 +1,4 @@
-"""What every broker behind the seam does, in process and on a real cluster alike."""
+"""What every broker behind the seam does, in process and on a real cluster alike, by either client."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import pytest_asyncio
 
 from stream_worker.errors import ConfigError
 from stream_worker.seam import Broker, OffsetLost, Outgoing, Position, partition_for
-from tests.stream_worker.kafka_world import KafkaWorld, MemoryWorld, Rebalances, World, gather
+from tests.stream_worker.kafka_world import CLIENTS, KafkaWorld, MemoryWorld, Rebalances, World, gather
 
 
-@pytest.fixture(params=["memory", "kafka"])
+@pytest.fixture(params=["memory", *CLIENTS])
 async def world(request: pytest.FixtureRequest) -> World:
     if request.param == "memory":
         return MemoryWorld(2)
-    return await KafkaWorld(request.getfixturevalue("kafka")).create(2)
+    return await KafkaWorld(request.getfixturevalue("kafka"), request.param).create(2)
 
 
 @pytest_asyncio.fixture
