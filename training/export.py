@@ -29,7 +29,7 @@ from encoders.artifact import (
     write_golden,
 )
 from encoders.bank import LabelBank
-from encoders.model import count_multiply_adds, count_parameters, receptive_field_s
+from encoders.model import ARCHITECTURES, count_multiply_adds, count_parameters, receptive_field_s
 from encoders.signal import FS, LEADS, WINDOW
 from training.card import model_card
 from training.data import DataSet
@@ -135,7 +135,7 @@ def _embed(model: Trainee, x: NDArray[np.float32]) -> NDArray[np.float32]:
 def _model_info(model: Trainee) -> ModelInfo:
     encoder = model.encoder
     return ModelInfo(
-        architecture="ResNet1d-18",
+        architecture=ARCHITECTURES[encoder.config.architecture].name,
         form=encoder.config.form,
         dim=encoder.config.dim,
         input_shape=(len(LEADS), WINDOW),
