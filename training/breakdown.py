@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from training.bootstrap import interval, macro
 from training.metrics import aurocs, enough
+from training.published import NOISY
 
 __all__ = ["TASKS", "Task", "subgroups", "task_metrics"]
 
 AGES = (40, 65, 80)  # years, where bands begin
-NOISY = "noisy"  # quality of a record annotated as too noisy to read
 
 Floats = NDArray[np.floating]
 Bools = NDArray[np.bool_]

@@ -17,7 +17,7 @@ from training.annotated import FOLDS, Annotated, Source, SourceError, age_of, fo
 from training.relations import complete
 from training.vocabulary import SCP, SNOMED
 
-__all__ = ["GRADES", "Likelihood", "read_alivecor", "read_challenge", "read_graded", "read_ptbxl"]
+__all__ = ["GRADES", "NOISY", "Likelihood", "read_alivecor", "read_challenge", "read_graded", "read_ptbxl"]
 
 Likelihood = Literal["unknown", "stated"]
 
@@ -29,11 +29,15 @@ AXIS = {
     "MID": None,
 }  # PTB-XL's heart_axis; AXL, AXR, SAG are borderline
 PTBXL_SEX = {"0": "M", "0.0": "M", "1": "F", "1.0": "F"}
+NOISY = "noisy"  # quality of a recording annotated as too noisy to read
 ALIVECOR: dict[str, tuple[str | None, tuple[str, ...]]] = {
     # reference -> (label stated, labels unknown)
     "N": ("SR", ()),
     "A": ("AFIB", ()),
+    "AF": ("AFIB", ()),  # as redistributed with the words written out
     "O": (None, ("SR",)),  # some other rhythm, sinus rhythm with ectopy among them
+    "~": (None, ("AFIB", "SR")),  # too noisy: nothing is known of its rhythm
+    "NOISY": (None, ("AFIB", "SR")),
 }
 GRADES = ("acceptable", "unacceptable")  # CinC 2011: RECORDS-acceptable, RECORDS-unacceptable
 
@@ -143,7 +147,12 @@ def read_alivecor(folder: Path) -> Source:
     with (folder / "REFERENCE-v3.csv").open(encoding="utf-8", newline="") as file:
         for line in csv.reader(file):
             if len(line) < 2 or line[1] not in ALIVECOR:
-                skipped.append((f"{folder.name}/{line[0] if line else '?'}", "annotated as too noisy, or not N, A, O"))
+                skipped.append(
+                    (
+                        f"{folder.name}/{line[0] if line else '?'}",
+                        f"annotated as {line[1]!r}, not {', '.join(ALIVECOR)}" if len(line) > 1 else "no annotation",
+                    )
+                )
                 continue
             name, (positive, unknown) = line[0], ALIVECOR[line[1]]
             stated = (positive,) if positive else ()
@@ -157,6 +166,7 @@ def read_alivecor(folder: Path) -> Source:
                     unknown,
                     folder.name,
                     {"ECG": "I"},
+                    quality=NOISY if line[1] in ("~", "NOISY") else None,
                 )
             )
     return Source(folder.name, "alivecor", tuple(records), {folder.name: ("AFIB", "SR")}, tuple(skipped))

@@ -150,15 +150,19 @@ def test_headers_without_diagnosis_are_listed(tmp_path: Path, vocabulary: tuple[
 
 
 def test_alivecor_layout(tmp_path: Path, vocabulary: tuple[Statement, ...]) -> None:
-    (tmp_path / "REFERENCE-v3.csv").write_text("A1,N\nA2,A\nA3,O\nA4,~\n")
+    (tmp_path / "REFERENCE-v3.csv").write_text("A1,N\nA2,A\nA3,O\nA4,~\nA5,AF\nA6,NOISY\nA7,X\n")
     source = read_source(tmp_path, vocabulary)
     assert [(r.positive, r.unknown, dict(r.leads)) for r in source.records] == [
         (("SR",), (), {"ECG": "I"}),
         (("AFIB",), (), {"ECG": "I"}),
         ((), ("SR",), {"ECG": "I"}),
+        ((), ("AFIB", "SR"), {"ECG": "I"}),
+        (("AFIB",), (), {"ECG": "I"}),
+        ((), ("AFIB", "SR"), {"ECG": "I"}),
     ]
+    assert [r.quality for r in source.records] == [None, None, None, "noisy", None, "noisy"]
     assert source.declared == {tmp_path.name: ("AFIB", "SR")}
-    assert len(source.skipped) == 1
+    assert source.skipped == ((f"{tmp_path.name}/A7", "annotated as 'X', not N, A, AF, O, ~, NOISY"),)
 
 
 def test_quality_grades_are_kept_and_declare_nothing(tmp_path: Path, vocabulary: tuple[Statement, ...]) -> None:
