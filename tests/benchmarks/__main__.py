@@ -19,11 +19,13 @@ TARGETS: dict[str, tuple[str, float, str]] = {
     "replay_paper_encoder": (">=", 0.85, "replay of 30 minutes: windows/s over the bare session's, paper-exact encoder"),
     "replay_default_encoder": (">=", 0.50, "the same with the default encoder"),
     "worker_vs_getmany": (">=", 0.50, "whole worker through Kafka, null scorer: chunks/s over a bare getmany loop"),
+    "worker_fast_vs_getmany": (">=", 0.50, "the same by the client of the extra fast, against the same loop"),
     "worker_with_preprocessing_vs_getmany": ("", 0.0, "the same with preprocessing and quality, only the encoder null"),
+    "training_vs_bare": (">=", 0.80, "training loop: records/s over bare forward and backward passes on synthetic batches"),
     "base_install_mb": ("<=", 320.0, "base install, MB"),
     "help_s": ("<=", 0.5, "ecg-worker --help, s"),
 }
-MODULES = ("windower", "preprocess", "replay", "kafka", "install")
+MODULES = ("windower", "preprocess", "replay", "kafka", "training", "install")
 
 
 def main() -> None:
