@@ -15,6 +15,7 @@ from typing import Any
 from training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint, writing
 from training.config import TrainConfig
 from training.data import DataSet, batches
+from training.folds import check_development
 from training.labels import TextBank
 from training.parallel import ParallelError, World, pick_device
 from training.run_directory import EventFile, describe
@@ -129,8 +130,9 @@ def train(
 
     world: the processes that call this together, each with the same arguments. SIGTERM (in the main thread, to any of them)
     saves and returns with finished = False. Raises CheckpointError when `out` holds another run or cannot be written,
-    ParallelError, TraineeError, FloatingPointError.
+    ParallelError, TraineeError, FloatingPointError, ProtocolError where a record of fold 9 or 10 is among them.
     """
+    check_development(data, "training")
     world = world or World(device=pick_device(config.device, config.amp))
     if config.needs_captions:
         data = data.stating()  # a record without a label has no caption

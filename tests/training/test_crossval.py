@@ -22,7 +22,7 @@ from training.evaluate import model_scorer, predict
 from training.folds import DEVELOPMENT, GROUPS, ProtocolError, check_development, check_disjoint
 from training.held_out import build_bank, by_crossval, by_folds, int8_encoder
 from training.labels import TextBank
-from training.loop import load_trained
+from training.loop import load_trained, train
 from training.metrics import macro_auroc
 from training.quantize import QuantizeError
 from training.vocabulary import Statement, select
@@ -106,7 +106,6 @@ def test_finished_runs_are_kept_and_a_stopped_one_goes_on(
 def test_a_signal_stops_it_and_says_how_to_go_on(
     prepared: Path, text: TextBank, labels: tuple[Statement, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train = work.train
     monkeypatch.setattr(work, "train", lambda *a, **k: replace(train(*a, **k), finished=False))
     with pytest.raises(Stopped, match=r"fold-12: stopped at epoch 1 of 1; continue with --resume"):
         crossval(TINY, prepared, labels, text, tmp_path)
@@ -123,6 +122,8 @@ def test_reporting_folds_reach_neither_training_nor_calibration(
     leaking.index[3] = leaking.index[3] | {"fold": fold}
     with pytest.raises(ProtocolError, match=f"fold {fold} must not reach training"):
         check_development(leaking, "training")
+    with pytest.raises(ProtocolError, match=f"fold {fold} must not reach training"):
+        train(TINY, leaking, text, tmp_path / "run")
     with pytest.raises(ConfigError, match="must not hold folds 9 and 10"):
         replace(TINY, train_folds=(1, fold))
     with pytest.raises(ConfigError, match="must not hold folds 9 and 10"):
@@ -165,6 +166,18 @@ def test_out_of_fold_predictions_of_a_reporting_fold_are_refused(
         read_crossval(done, prepared, labels[:-1])
     with pytest.raises(ProtocolError, match="make it with `ecg-train crossval"):
         read_crossval(tmp_path / "nowhere", prepared, labels)
+
+
+def test_labels_left_out_are_scored_by_all_that_is_known_of_them(prepared: Path, labels: tuple[Statement, ...]) -> None:
+    whole = DataSet(prepared, labels, DEVELOPMENT)
+    y, known = whole.targets
+    left_out, weights = ("SR", "VF"), resamples([row["patient"] for row in whole.index], 50)
+    told = work._left_out(whole, np.where(y, 1, 0).astype(np.float32), left_out, weights)
+    assert told == {"SR": {"auroc": 1.0, "auroc_interval": [1.0, 1.0]}}  # nobody has VF
+    column = [s.id for s in labels].index("SR")
+    assert 10 <= (y & known)[:, column].sum()
+    told = work._left_out(whole, np.zeros(y.shape, dtype=np.float32), left_out, weights)
+    assert told["SR"]["auroc"] == 0.5
 
 
 def test_a_patient_or_a_signal_in_both_is_refused(prepared: Path, labels: tuple[Statement, ...]) -> None:
