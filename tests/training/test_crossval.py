@@ -175,7 +175,7 @@ def test_labels_left_out_are_scored_by_all_that_is_known_of_them(prepared: Path,
     told = work._left_out(whole, np.where(y, 1, 0).astype(np.float32), left_out, weights)
     assert told == {"SR": {"auroc": 1.0, "auroc_interval": [1.0, 1.0]}}  # nobody has VF
     column = [s.id for s in labels].index("SR")
-    assert 10 <= (y & known)[:, column].sum()
+    assert (y & known)[:, column].sum() >= 10
     told = work._left_out(whole, np.zeros(y.shape, dtype=np.float32), left_out, weights)
     assert told["SR"]["auroc"] == 0.5
 
