@@ -54,10 +54,9 @@ def compare(
         steps = sum(row.config(base, 1, epochs).epochs * (n // base.batch) * row.seeds for row in wanted)
         with progress("comparing", steps) as advance:
             report = _told(advance)
-            for row in wanted:
-                for seed in range(1, row.seeds + 1):
-                    if not work.run_row(row, seed, base, data, labels, bank, out, epochs, report, command_line()):
-                        raise typer.Exit(143)
+            for seed, row in ((s, row) for s in range(1, 1 + max(r.seeds for r in wanted)) for row in wanted if s <= row.seeds):
+                if not work.run_row(row, seed, base, data, labels, bank, out, epochs, report, command_line()):
+                    raise typer.Exit(143)
         told = work.tabulate(rows, reference, data, labels, out)
         told["command"] = command_line()
         (out / "compare.json").write_text(
