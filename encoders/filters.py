@@ -124,10 +124,15 @@ def bandpass(x: Floats) -> Floats:
 _HALF_LOW, _HALF_SLOW, _HALF_DRIFT = LOW_PASS_TAPS // 2, DECIMATION_TAPS // DECIMATION // 2, HIGH_PASS_TAPS // 2
 _EDGE = _HALF_SLOW * DECIMATION  # samples beyond an end that the slow signal sees
 _DOWN_8 = BlockFir(_lowpass(DECIMATION_TAPS, 5.0, FS), down=DECIMATION, block=8)
-# What a block of 200 samples adds to its own eight outputs and to those of the block before, which sees 126 samples more.
-_DOWN_PAIR = np.zeros((_DOWN_8.stride, 2, _DOWN_8.outputs), dtype=np.float32)
-_DOWN_PAIR[:, 0], _DOWN_PAIR[: _DOWN_8.width - _DOWN_8.stride, 1] = np.split(_DOWN_8.kernel, [_DOWN_8.stride])
-_DOWN_PAIR = _DOWN_PAIR.reshape(_DOWN_8.stride, -1)
+
+
+def _pair(fir: BlockFir) -> Floats:
+    """(stride, 2 * outputs): what a block of samples adds to its own outputs, and to those of the block before."""
+    own, after = np.split(fir.kernel, [fir.stride])
+    return np.concatenate([own, np.pad(after, [(0, fir.stride - len(after)), (0, 0)])], axis=1)
+
+
+_DOWN_PAIR = _pair(_DOWN_8)
 _UP_4 = BlockFir(_interpolating_taps(), up=DECIMATION, block=4)
 
 

@@ -99,8 +99,8 @@ class Scorer:
     def rows(self, windows: Sequence[chain.Prepared]) -> list[NDArray[np.float32] | None]:
         """(L,) probabilities of each window, NaN without evidence; None where the encoder gave no finite embedding."""
         embeddings = self.encoder.encode(chain.stack(windows))
-        good = np.isfinite(embeddings).all(axis=1)
-        return [row if ok else None for row, ok in zip(self.bank.probabilities(embeddings), good, strict=True)]
+        probabilities = self.bank.probabilities(embeddings)
+        return [row if np.isfinite(e).all() else None for e, row in zip(embeddings, probabilities, strict=True)]
 
     def _finding(self, event: Window | Closed, ready: Ready | None, row: NDArray[np.float32] | None) -> Finding:
         if isinstance(event, Closed):
