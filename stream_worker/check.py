@@ -23,7 +23,7 @@ class Item(NamedTuple):
 
 
 async def problems(settings: Settings, security: Mapping[str, Any]) -> AsyncIterator[Item]:
-    """Model, labels, Kafka and its topics, Redis: every item, in that order, as soon as it is known."""
+    """Model, labels, Kafka's client, Kafka and its topics, Redis: every item, in that order, as soon as it is known."""
     model = None
     try:
         model = Artifact.load(settings.artifact_dir())
@@ -34,9 +34,19 @@ async def problems(settings: Settings, security: Mapping[str, Any]) -> AsyncIter
         yield Item("model", "", ArtifactRefused(str(error)))
     except ConfigError as error:
         yield Item("model", "", error)
+    yield _client(settings)
     for item in await _kafka(settings, security):
         yield item
     yield await _redis(settings, model)
+
+
+def _client(settings: Settings) -> Item:
+    from stream_worker.operate import client_of
+
+    try:
+        return Item("client", f"{settings.client}: {client_of(settings.client).__name__}", None)
+    except ConfigError as error:
+        return Item("client", "", error)
 
 
 async def _kafka(settings: Settings, security: Mapping[str, Any]) -> list[Item]:

@@ -71,10 +71,11 @@ def expected_ids(messages: Sequence[tuple[bytes, bytes]], shipped: Artifact, par
     return {json.loads(r.value or b"")["id"] for p in range(partitions) for r, _ in log.read("ecg.findings", p, 0)}
 
 
-def test_kill_9_in_the_middle_of_12_streams_loses_no_finding(own: LocalServices, shipped: Artifact) -> None:
+@pytest.mark.parametrize("client", ["aiokafka", "confluent"])
+def test_kill_9_in_the_middle_of_12_streams_loses_no_finding(own: LocalServices, shipped: Artifact, client: str) -> None:
     messages = [(key, value) for key, value, _ in fleet(12, 90, chunk_ms=1000, drop=0.01, duplicate=0.02, reorder=0.02, seed=5)]
     expected = expected_ids(messages, shipped, partitions=3)
-    world = World(own.kafka)
+    world = World(own.kafka, ECG_CLIENT=client)
     world.command("topics", "--apply", "--partitions", "3")
     for part in range(4):
         with world.worker() as worker:

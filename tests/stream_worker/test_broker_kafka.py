@@ -184,7 +184,7 @@ async def test_an_oversized_message_is_refused_and_the_next_goes_through(world: 
     broker = world.broker()
     await Rebalances().start(broker)
     try:
-        with pytest.raises(ConfigError, match="TooLarge|TOO_LARGE"):
+        with pytest.raises(ConfigError, match=r"TooLarge|TOO_LARGE"):
             await broker.publish([Outgoing(world.findings, 0, b"k", b"x" * (2 << 20))])
         assert await broker.publish([Outgoing(world.findings, 0, b"k", b"small")]) == [0]
     finally:

@@ -105,7 +105,7 @@ def test_help_is_fast_because_it_imports_nothing_heavy() -> None:
         "import sys, stream_worker.__main__ as m\n"
         "try: m.app(['--help'])\n"
         "except SystemExit: pass\n"
-        "print(sorted({'numpy', 'aiokafka', 'onnxruntime', 'faust', 'torch', 'scipy'} & set(sys.modules)))"
+        "print(sorted({'numpy', 'aiokafka', 'confluent_kafka', 'onnxruntime', 'faust', 'torch', 'scipy'} & set(sys.modules)))"
     )
     done = subprocess.run([WORKER[0], "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
