@@ -23,7 +23,7 @@ def compare(
     text: Annotated[Path, typer.Option("--text", help="What `labels --data` wrote, captions included.")],
     out: Annotated[Path, typer.Option(help="Directory of the runs and the table; what is there already is kept.")],
     only: Annotated[
-        str, typer.Option("--rows", help="Rows to run now, by commas; the table holds all that have been run.")
+        str, typer.Option("--rows", help="Rows to run now, in this order, by commas; the table holds all that have been run.")
     ] = "",
     epochs: Annotated[int | None, typer.Option(help="Instead of 40, for a quick trial in its own --out.")] = None,
     gpu: Annotated[bool, typer.Option(help="Run also the rows that are too slow without a GPU.")] = False,
@@ -73,7 +73,8 @@ def _wanted(rows: Sequence[Row], only: str, gpu: bool) -> list[Row]:
     names = [name.strip() for name in only.split(",") if name.strip()]
     if unknown := sorted(set(names) - {row.name for row in rows}):
         raise CompareError(f"--rows {', '.join(unknown)}: no such row; rows are {', '.join(row.name for row in rows)}")
-    return [row for row in rows if (row.name in names if names else gpu or not row.gpu)]
+    by_name = {row.name: row for row in rows}
+    return [by_name[name] for name in names] or [row for row in rows if gpu or not row.gpu]
 
 
 def _told(advance: Any) -> Any:
