@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,7 @@ from training.compare_command import compare as compare_command
 from training.crossval_command import crossval as crossval_command
 from training.prepare_command import prepare as prepare_command
 from training.promote_command import promote as promote_command
+from training.report_command import report as report_command
 from training.terminal import command_line, named, plain_errors, progress, show_metrics
 
 if TYPE_CHECKING:
@@ -190,18 +191,6 @@ def train(
             raise typer.Exit(STOPPED)
 
 
-def _run(run: Path, data: Path, text: Path) -> tuple[Any, DataSet, TextBank]:
-    """A run directory -> Trained, its training folds, its text."""
-    from training.checkpoint import load_checkpoint
-    from training.config import TrainConfig
-    from training.loop import load_trained
-
-    _, state = load_checkpoint(run)
-    settings = TrainConfig.of(state["config"])
-    records, bank, _ = _load(data, text, settings.labels, settings.train_folds)
-    return load_trained(run, records, bank), records, bank
-
-
 @app.command()
 def evaluate(
     target: Annotated[Path, typer.Argument(help="A run (with --text) or an artifact directory.", exists=True, file_okay=False)],
@@ -224,7 +213,7 @@ def evaluate(
     """
     with plain_errors():
         from training import evaluate as work
-        from training.scorers import ScorerError, open_scorer
+        from training.scorers import ScorerError, open_run, open_scorer
         from training.terminal import show_zero_shot
 
         if supersets:
@@ -236,14 +225,14 @@ def evaluate(
             from training.data import DataSet
             from training.zero_shot import zero_shot
 
-            trained, records, bank = _run(target, data, text)
+            trained, records, bank = open_run(target, data, text)
             records = DataSet(data, records.labels, tuple(folds or (9,)))
             tower = TextTower(bank.text.model, bank.text.pooling)
             with progress("scoring", len(records)) as advance:
                 told = zero_shot(trained.model, bank, records, tower, advance)
             typer.echo(json.dumps(told, ensure_ascii=False)) if as_json else show_zero_shot(told)
             return
-        score, records, evidence = open_scorer(target, data, text, tuple(folds or (9,)), _run)
+        score, records, evidence = open_scorer(target, data, text, tuple(folds or (9,)))
         with progress("scoring", len(records) * len(work.LEAD_SETS)) as advance:
             metrics = work.evaluate(score, records, evidence, advance=advance)
         if as_json:
@@ -287,8 +276,9 @@ def export(
         from training.evaluate import LEAD_SETS
         from training.folds import DEVELOPMENT
         from training.held_out import by_crossval, by_folds
+        from training.scorers import open_run
 
-        trained, records, bank = _run(run, data, text)
+        trained, records, bank = open_run(run, data, text)
         if not trained.finished:
             raise work.ExportError(
                 f"{run}: {trained.state['epoch']} of {trained.model.config.epochs} epochs are done; train --resume"
@@ -332,6 +322,7 @@ def publish(
 app.command("crossval")(crossval_command)
 app.command("promote")(promote_command)
 app.command("compare")(compare_command)
+app.command("report")(report_command)
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from scipy.special import expit, logit
 from training.bootstrap import interval
 from training.metrics import enough
 
-__all__ = ["brier_skills", "calibration_error", "recalibration", "reliability"]
+__all__ = ["DRAWS", "brier_skills", "calibration_error", "equal_mass", "recalibration", "reliability"]
 
 BINS = 15
 DRAWS = 500
@@ -54,13 +54,17 @@ def brier_skills(p: Floats, y: Bools, known: Bools, weights: Weights) -> Weights
     return np.where(np.isfinite(p).any(axis=0), skill, np.nan)
 
 
+def equal_mass(p: Floats, bins: int = BINS) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """p: (n,) -> (records by rising p, where in that order each bin of equally many begins)."""
+    return np.argsort(p, kind="stable"), np.unique(np.linspace(0, len(p), min(bins, len(p)) + 1).astype(int)[:-1])
+
+
 def calibration_error(p: Floats, y: Bools, seed: int = 0, bins: int = BINS) -> tuple[float, float]:
     """p, y: (n,) -> (equal-mass ECE, its noise floor). Bins hold equally many records, by rising p.
 
     The floor is the mean ECE of labels drawn from p itself: what a perfectly calibrated model would show on as many records.
     """
-    order = np.argsort(p, kind="stable")
-    first = np.unique(np.linspace(0, len(p), min(bins, len(p)) + 1).astype(int)[:-1])
+    order, first = equal_mass(p, bins)
     said = np.add.reduceat(p[order], first)
 
     def error(truth: NDArray[Any]) -> NDArray[np.float64]:  # (..., n) -> (...)

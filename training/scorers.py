@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from encoders.artifact import Artifact
 from encoders.bank import MIN_POSITIVES, LabelBank
+from training.checkpoint import load_checkpoint
+from training.config import TrainConfig
 from training.data import DataSet
 from training.evaluate import Evidence, Scorer, model_scorer
 from training.labels import TextBank
+from training.loop import Trained, load_trained
 from training.vocabulary import read_vocabulary, select
 
-__all__ = ["ScorerError", "evidence_of_bank", "open_scorer", "prevalence_of"]
+__all__ = ["ScorerError", "evidence_of_bank", "open_run", "open_scorer", "prevalence_of"]
 
 Opened = tuple[Scorer, DataSet, Evidence]
 
@@ -25,18 +26,26 @@ class ScorerError(ValueError):
     """Neither a run nor an artifact."""
 
 
+def open_run(run: Path, data: Path, text: Path) -> tuple[Trained, DataSet, TextBank]:
+    """A run directory -> its averaged model, its training folds, its text. Raises CheckpointError."""
+    _, state = load_checkpoint(run)
+    settings = TrainConfig.of(state["config"])
+    records = DataSet(data, select(read_vocabulary(), settings.labels), settings.train_folds)
+    bank = TextBank.load(text)
+    return load_trained(run, records, bank), records, bank
+
+
 def open_scorer(
     target: Path,
     data: Path,
     text: Path | None,
     folds: tuple[int, ...],
-    load_run: Callable[[Path, Path, Path], tuple[Any, DataSet, TextBank]],
 ) -> Opened:
     """target: a run directory (needs text) or an artifact -> scorer, records of `folds`, what training knows of each label."""
     if (target / "checkpoint.json").is_file():
         if text is None:
             raise ScorerError(f"{target} is a run: give --text too, the embeddings it was trained with")
-        trained, records, _ = load_run(target, data, text)
+        trained, records, _ = open_run(target, data, text)
         candidates = (records.positives() >= MIN_POSITIVES) & trained.model.active.numpy()
         evidence = Evidence.uncalibrated(candidates, prevalence_of(records))
         return model_scorer(trained.model), DataSet(data, records.labels, folds), evidence

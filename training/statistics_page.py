@@ -8,33 +8,20 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from training.annotated import CALIBRATION_FOLD, VALIDATION_FOLD
 from training.contents import AGE_BANDS, SEXES, Counts, count
+from training.page import document, number, table
 from training.prepare import MANIFEST
 from training.vocabulary import Statement
 
 __all__ = ["PAGE", "write_page"]
 
 PAGE = "statistics.html"
-STYLE = """
-body{font:15px/1.45 system-ui,sans-serif;color:#1c2733;max-width:1080px;margin:2em auto;padding:0 1em}
-h1{font-size:1.5em;margin:0}h2{font-size:1.15em;margin:2em 0 .5em;border-bottom:1px solid #cfd8e0}
-p{margin:.5em 0;max-width:75ch}code{font-size:.92em;overflow-wrap:anywhere}table{border-collapse:collapse;width:100%}
-td,th{padding:.18em .6em;text-align:left;vertical-align:top;border-bottom:1px solid #eef2f5}
-th{font-weight:600;color:#51606e;font-size:.85em;vertical-align:bottom}
-.n{text-align:right;width:3.6em;font-variant-numeric:tabular-nums;white-space:nowrap}
-.tiles{display:flex;flex-wrap:wrap;gap:1em;margin:1.2em 0}.tile{background:#f2f6f9;border-radius:6px;padding:.5em 1em}
-.tile b{display:block;font-size:1.45em}.muted{color:#6b7a88}.bar{white-space:nowrap;width:122px}
-.bar i{display:inline-block;height:.8em}.key i{display:inline-block;width:.8em;height:.8em;margin:0 .3em 0 1em}
-.tier{border-radius:3px;padding:0 .4em;font-size:.85em;white-space:nowrap}
-.evaluated{background:#d4ecd9}.trained{background:#fdeebf}.unsupported{background:#f3d9d6}
-.look li{margin:.3em 0}
-"""
 COLOURS = {
     "train": "#2f6f9f",
     "calibration": "#e0a030",
@@ -60,23 +47,9 @@ def write_page(directory: Path, vocabulary: Sequence[Statement]) -> Path:
         _ages(counts),
         _skipped(manifest["skipped"]),
     )
-    head = "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-    title = f"<title>Data set {escape(directory.resolve().name)}</title><style>{STYLE}</style><body>"
     path = directory / PAGE
-    path.write_text(head + title + "\n".join(parts) + "</body></html>\n", encoding="utf-8")
+    path.write_text(document(f"Data set {directory.resolve().name}", parts), encoding="utf-8")
     return path
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: int = 1) -> str:
-    """Cells are HTML. The columns from `numbers` on are right-aligned."""
-    kind = ["" if i < numbers else " class=n" for i in range(len(head))]
-    top = "".join(f"<th{k}>{h}</th>" for k, h in zip(kind, head, strict=True))
-    body = "".join("<tr>" + "".join(f"<td{k}>{c}</td>" for k, c in zip(kind, r, strict=True)) + "</tr>" for r in rows)
-    return f"<table><tr>{top}</tr>{body}</table>"
-
-
-def _number(n: int) -> str:
-    return f"{n:,}".replace(",", "&#8239;") if n else "<span class=muted>0</span>"
 
 
 def _tiles(manifest: Mapping[str, Any], counts: Counts) -> str:
@@ -84,7 +57,7 @@ def _tiles(manifest: Mapping[str, Any], counts: Counts) -> str:
     patients = sum(len(ids) for ids in counts.patients.values())
     shown = [(manifest["records"], "records"), (patients, "patients"), (len(manifest["skipped"]), "left out")]
     shown += [(tiers[tier], f"labels {tier}") for tier in ("evaluated", "trained", "unsupported")]
-    return "<div class=tiles>" + "".join(f"<div class=tile><b>{_number(n)}</b>{what}</div>" for n, what in shown) + "</div>"
+    return "<div class=tiles>" + "".join(f"<div class=tile><b>{number(n)}</b>{what}</div>" for n, what in shown) + "</div>"
 
 
 def _look(manifest: Mapping[str, Any], counts: Counts, vocabulary: Sequence[Statement]) -> str:
@@ -116,11 +89,11 @@ def _sources(counts: Counts) -> str:
     rows = []
     for source in sorted({s for s, _ in counts.records}):
         each = [counts.records[source, split] for split in splits]
-        rows.append([escape(source), *map(_number, (sum(each), len(counts.patients[source]), *each))])
+        rows.append([escape(source), *map(number, (sum(each), len(counts.patients[source]), *each))])
     total = [sum(counts.records[s, split] for s in counts.patients) for split in splits]
     patients = sum(len(ids) for ids in counts.patients.values())
-    rows.append(["<b>all</b>", *(f"<b>{_number(n)}</b>" for n in (sum(total), patients, *total))])
-    return "<h2>Sources</h2>" + _table(["source", "records", "patients", *splits], rows)
+    rows.append(["<b>all</b>", *(f"<b>{number(n)}</b>" for n in (sum(total), patients, *total))])
+    return "<h2>Sources</h2>" + table(["source", "records", "patients", *splits], rows)
 
 
 def _labels(counts: Counts, vocabulary: Sequence[Statement]) -> str:
@@ -138,7 +111,7 @@ def _labels(counts: Counts, vocabulary: Sequence[Statement]) -> str:
         tier = counts.tier(label)
         bar = "".join(f"<i style='width:{120 * c.true[x] / most:.1f}px;background:{COLOURS[x]}'></i>" for x in splits)
         cells = [name, f"<span class='tier {tier}'>{tier}</span>", f"<div class=bar>{bar}</div>"]
-        rows.append([*cells, *(_number(c.true[x]) for x in splits), _number(c.false.total()), _number(c.unknown.total())])
+        rows.append([*cells, *(number(c.true[x]) for x in splits), number(c.false.total()), number(c.unknown.total())])
     key = "".join(f"<i style='background:{COLOURS[x]}'></i>{x}" for x in splits)
     text = (
         "<p>Records that state each label. Not annotated is not negative: a record denies a label only where its source "
@@ -147,20 +120,20 @@ def _labels(counts: Counts, vocabulary: Sequence[Statement]) -> str:
     )
     end = f"<p class=muted>Declared, but stated of no record: {escape(', '.join(sorted(never)))}.</p>" if never else ""
     head = ["label", "tier", "", *splits, "denied", "unknown"]
-    return f"<h2>Labels</h2>{text}<p class='key muted'>{key}</p>{_table(head, rows, 3)}{end}"
+    return f"<h2>Labels</h2>{text}<p class='key muted'>{key}</p>{table(head, rows, 3)}{end}"
 
 
 def _signals(counts: Counts) -> str:
     splits, out = counts.splits, []
-    for name, table in counts.tables.items():
-        values = sorted({value for value, _ in table}, key=lambda v: -sum(table[v, s] for s in splits))
+    for name, counted in counts.tables.items():
+        values = sorted({value for value, _ in counted}, key=lambda v: -sum(counted[v, s] for s in splits))
         if values == [""]:
             continue
         for i, value in enumerate(values):
-            each = [table[value, split] for split in splits]
+            each = [counted[value, split] for split in splits]
             cells = [escape(name) if i == 0 else "", escape(value) or "not given"]
-            out.append([*cells, *map(_number, (sum(each), *each))])
-    return "<h2>Signals and people</h2>" + _table(["", "", "records", *splits], out, 2)
+            out.append([*cells, *map(number, (sum(each), *each))])
+    return "<h2>Signals and people</h2>" + table(["", "", "records", *splits], out, 2)
 
 
 def _ages(counts: Counts) -> str:
@@ -196,6 +169,6 @@ def _skipped(skipped: Sequence[Mapping[str, str]]) -> str:
     rows = []
     for entries in sorted(kinds.values(), key=lambda e: -len(e)):
         names = ", ".join(escape(e["record"]) for e in entries[:3]) + (", ..." if len(entries) > 3 else "")
-        rows.append([escape(entries[0]["reason"]), f"<span class=muted>{names}</span>", _number(len(entries))])
+        rows.append([escape(entries[0]["reason"]), f"<span class=muted>{names}</span>", number(len(entries))])
     text = "<p>One line a kind of reason, in the words of its first record; <code>manifest.json</code> has every record.</p>"
-    return "<h2>Left out</h2>" + text + _table(["reason", "records", ""], rows, 2)
+    return "<h2>Left out</h2>" + text + table(["reason", "records", ""], rows, 2)
