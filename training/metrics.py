@@ -110,24 +110,28 @@ def label_metrics(
     """-> (per label with at least 10 known positives and negatives: counts, auroc, auprc, top1, top5 and intervals), values.
 
     scores: comparable across labels. candidates: bool (L,), the labels that compete for a rank: those with evidence.
-    values: by metric, (R, labels) in the order of the first.
+    values: by metric, (R, labels) in the order of the first. Ranks: of records that know at least half of the candidates that
+    any record knows, None without one: where two labels were looked for, everything is among the first five.
     """
     use = np.flatnonzero(enough(y, known))
     ranked = np.where(candidates, scores, -np.inf)
+    asked = known & candidates
+    ranking = 2 * asked.sum(axis=1) >= asked.any(axis=0).sum()  # (N,)
     values = {
         "auroc": aurocs(scores[:, use], y[:, use], known[:, use], weights),
         "auprc": average_precisions(scores[:, use], y[:, use], known[:, use], weights),
     }
     out: dict[str, dict[str, Any]] = {}
     for k, j in enumerate(use.tolist()):
-        rank = top_k(ranked, y, known, j)
+        rank = top_k(ranked, y, known, j)[ranking[y[:, j] & known[:, j]]]
         out[ids[j]] = {
             "positives": int((y[:, j] & known[:, j]).sum()),
             "negatives": int((~y[:, j] & known[:, j]).sum()),
             **{name: float(each[0, k]) for name, each in values.items()},
             **{f"{name}_interval": interval(each[:, k]) for name, each in values.items()},
-            "top1": float((rank <= 1).mean()),
-            "top5": float((rank <= 5).mean()),
+            "ranked": len(rank),
+            "top1": float((rank <= 1).mean()) if len(rank) else None,
+            "top5": float((rank <= 5).mean()) if len(rank) else None,
         }
     return out, values
 
@@ -136,7 +140,9 @@ def summary(labels: dict[str, dict[str, Any]], values: dict[str, Weights] | None
     """Macro means over the labels of `label_metrics`, None where there is none; with its values their intervals too."""
     keys = {"macro_auroc": "auroc", "macro_auprc": "auprc", "top1": "top1", "top5": "top5"}
     out: dict[str, Any] = {"labels": len(labels)}
-    out |= {name: float(np.mean([m[key] for m in labels.values()])) if labels else None for name, key in keys.items()}
+    for name, key in keys.items():
+        there = [m[key] for m in labels.values() if m[key] is not None]
+        out[name] = float(np.mean(there)) if there else None
     if values is not None:
         out |= {f"macro_{key}_interval": interval(macro(each)) if labels else None for key, each in values.items()}
     return out

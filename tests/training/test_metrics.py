@@ -46,6 +46,21 @@ def test_label_metrics_count_known_entries_only() -> None:
     assert summary({}) == {"labels": 0, "macro_auroc": None, "macro_auprc": None, "top1": None, "top5": None}
 
 
+def test_records_of_which_little_is_known_have_no_rank() -> None:
+    y = np.zeros((40, 8), dtype=bool)
+    y[:20, 0] = True
+    known = np.ones_like(y)
+    known[:10, 2:] = False  # only labels 0 and 1 were looked for: at worst second of two
+    scores = np.tile(np.arange(8.0), (40, 1))  # label 0 is last everywhere
+    weights, every = np.ones((1, 40)), np.ones(8, dtype=bool)
+    out = label_metrics(scores, y, known, list("ABCDEFGH"), every, weights)[0]["A"]
+    assert (out["positives"], out["ranked"], out["top1"], out["top5"]) == (20, 10, 0.0, 0.0)
+    y[10:20, 0] = False
+    told = label_metrics(scores, y, known, list("ABCDEFGH"), every, weights)[0]
+    assert (told["A"]["ranked"], told["A"]["top5"], summary(told)["top5"]) == (0, None, None)
+    assert summary(told)["macro_auroc"] == 0.5
+
+
 def test_labels_without_evidence_take_no_rank() -> None:
     y = np.zeros((30, 2), dtype=bool)
     y[:15, 0] = True
