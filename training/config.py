@@ -134,6 +134,11 @@ class TrainConfig:
         need(not self.leave_out or self.objective in BANK, "leave_out", f"needs objective {' or '.join(BANK)}")
         need(0 <= self.superclass_weight <= 10, "superclass_weight", "must be 0 to 10")
         columns = (*BANK, "supervised")
+        need(
+            not (self.leave_out and self.superclass_weight),
+            "superclass_weight",
+            "must be 0 with leave_out: a superclass shows the encoder the records of its left-out member",
+        )
         need(not self.superclass_weight or self.objective in columns, "superclass_weight", f"needs one of {', '.join(columns)}")
         need(0 <= self.distill <= 1, "distill", "must be 0 to 1")
         taught = ("bank_sigmoid", "supervised")

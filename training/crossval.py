@@ -31,6 +31,7 @@ from training.labels import TextBank
 from training.loop import Progress, Trained, train
 from training.metrics import aurocs, enough
 from training.scorers import prevalence_of
+from training.targets import count_evidence
 from training.vocabulary import Statement
 
 __all__ = ["OOF", "REPORT", "CrossValidated", "Stopped", "crossval", "fold_config", "read_crossval", "refit", "run_name"]
@@ -166,7 +167,7 @@ def _predictions(
 
 def _judged(whole: DataSet, p: Predictions, fold: NDArray[np.int8], config: TrainConfig) -> dict[str, Any]:
     """Metrics of the out-of-fold predictions, calibrated by those of the other three groups, and each label's support."""
-    positives, held_out = whole.positives(), (p.y & p.known).sum(axis=0)
+    positives, held_out = whole.positives(), count_evidence(p.y & p.known, p.index)
     candidates = (positives >= MIN_POSITIVES) & (held_out > 0)
     evidence = Evidence.uncalibrated(candidates, prevalence_of(whole))
     identity = np.where(candidates[:, None], np.array([1.0, 0.0]), np.nan)
@@ -174,8 +175,8 @@ def _judged(whole: DataSet, p: Predictions, fold: NDArray[np.int8], config: Trai
     calibrated = replace(p, logits=_cross_fitted(p, fold, candidates))
     metrics, _ = judge(calibrated, replace(evidence, platt=identity), weights)
     support = {
-        s.id: {"training": int(a), "out_of_fold": int(b), "tier": tier_of(int(a), int(b))}
-        for s, a, b in zip(p.labels, positives, held_out, strict=True)
+        s.id: {"training": int(a), "out_of_fold": int(b), "tier": tier_of(int(a) if some else 0, int(b))}
+        for s, a, b, some in zip(p.labels, positives, held_out, p.known.any(axis=0), strict=True)  # not any: never trained
     }
     out: dict[str, Any] = {"records": len(whole), "support": support, "metrics": metrics}
     if config.leave_out:

@@ -26,7 +26,7 @@ from training.augment import crop, disturb, pad
 from training.config import TrainConfig
 from training.prepare import INDEX, MANIFEST, file_digest
 from training.superclasses import Superclasses
-from training.targets import assessable_from, label_targets
+from training.targets import assessable_from, count_evidence, label_targets
 from training.teacher import FOLDS, Teacher, TeacherError
 from training.vocabulary import Statement
 
@@ -153,8 +153,8 @@ class DataSet:
         return out
 
     def positives(self) -> NDArray[np.int64]:
-        """(L,) records that state each label and can."""
-        return np.asarray(self.stated.sum(axis=0))
+        """(L,) records that state each label and whose leads show it; windows of long recordings count once a patient."""
+        return count_evidence(self.stated & self.assessable(self.mask), self.index)
 
     def windows(self, rows: NDArray[np.int64]) -> Floats:
         """(B, 12, 5000) float32 of these positions."""

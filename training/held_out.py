@@ -22,6 +22,7 @@ from training.folds import DEVELOPMENT, GROUPS, ProtocolError, check_development
 from training.labels import TextBank
 from training.loop import load_trained
 from training.quantize import check_auroc, int8_graph, int8_logits
+from training.targets import count_evidence
 from training.trainee import Trainee
 
 __all__ = ["HeldOut", "build_bank", "by_crossval", "by_folds", "int8_encoder"]
@@ -79,11 +80,10 @@ def build_bank(model: Trainee, train: DataSet, held_out: HeldOut, text: TextBank
             f"min_positives = {model.config.min_positives}); such a run is not exported"
         )
     platt = fit_platt_all(p.logits, p.y, p.known, (positives >= MIN_POSITIVES) & active)
-    bias = model.bias.detach().numpy()
+    bias, seen = model.bias.detach().numpy(), count_evidence(p.y & p.known, p.index)
     labels = []
     for j, s in enumerate(train.labels):
         ab, rows = platt[j], p.known[:, j]
-        seen = int((p.y[:, j] & rows).sum())
         threshold = best_threshold(apply_platt(p.logits[rows, j], ab), p.y[rows, j]) if ab else None
         labels.append(
             Label(
@@ -93,9 +93,9 @@ def build_bank(model: Trainee, train: DataSet, held_out: HeldOut, text: TextBank
                 codes=s.codes(),
                 urgency=s.urgency,  # type: ignore[arg-type]
                 leads_needed=s.leads_needed,  # type: ignore[arg-type]
-                tier=tier_of(int(positives[j]), seen),
+                tier=tier_of(int(positives[j]), int(seen[j])),
                 positives=int(positives[j]),
-                held_out=seen,
+                held_out=int(seen[j]),
                 bias=float(bias[j]),
                 calibration=ab,
                 threshold=threshold,

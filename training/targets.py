@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from encoders.bank import assessable
 from training.vocabulary import Statement
 
-__all__ = ["Bools", "assessable_from", "declares", "label_targets"]
+__all__ = ["Bools", "assessable_from", "count_evidence", "declares", "label_targets"]
 
 Bools = NDArray[np.bool_]
 LOST = "NU"  # unit of a record whose amplitude is lost
@@ -50,3 +50,16 @@ def assessable_from(masks: NDArray[np.int64], labels: Sequence[Statement]) -> Bo
     """masks: (B,) lead bits -> bool (B, L)."""
     cache = {int(m): np.array([assessable(s.leads_needed, int(m)) for s in labels]) for m in np.unique(masks)}
     return np.stack([cache[int(m)] for m in masks])
+
+
+def count_evidence(stated: Bools, index: Sequence[Mapping[str, Any]]) -> NDArray[np.int64]:
+    """stated: bool (N, L) of the rows `index` -> (L,) how much speaks for each label: records, and patients for windows.
+
+    A hundred windows cut from one long recording show one heart: they count once, as their patient does.
+    """
+    cut = np.array([row.get("window") is not None for row in index], dtype=bool)
+    total = stated[~cut].sum(axis=0)
+    patients = np.array([row["patient"] for row in index])
+    for patient in np.unique(patients[cut]):
+        total = total + stated[cut & (patients == patient)].any(axis=0)
+    return np.asarray(total, dtype=np.int64)

@@ -180,6 +180,19 @@ def test_labels_left_out_are_scored_by_all_that_is_known_of_them(prepared: Path,
     assert told["SR"]["auroc"] == 0.5
 
 
+def test_a_label_that_no_model_trained_has_no_tier(prepared: Path, labels: tuple[Statement, ...]) -> None:
+    whole = DataSet(prepared, labels, DEVELOPMENT)
+    fold = np.array([row["fold"] for row in whole.index], dtype=np.int8)
+    logits = np.random.default_rng(0).standard_normal(whole.stated.shape).astype(np.float32)
+    runs = [{"held_out": list(group), "not_trained": ["SR"]} for group in GROUPS]
+    support = work._judged(whole, work._predictions(whole, logits, fold, runs), fold, TINY)["support"]
+    sr = [s.id for s in labels].index("SR")
+    assert support["SR"] == {"training": int(whole.positives()[sr]), "out_of_fold": 0, "tier": "unsupported"}
+    assert support["NORM"]["tier"] == "evaluated"
+    with pytest.raises(ConfigError, match=r"superclass_weight: must be 0 with leave_out"):
+        replace(TINY, leave_out=("SR",), superclass_weight=0.3)
+
+
 def test_a_patient_or_a_signal_in_both_is_refused(prepared: Path, labels: tuple[Statement, ...]) -> None:
     train, held_out = DataSet(prepared, labels, (1, 2)), DataSet(prepared, labels, (3,))
     check_disjoint(train, held_out, "held-out")

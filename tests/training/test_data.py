@@ -18,6 +18,7 @@ from training.config import TrainConfig
 from training.data import LEAD_SET_BITS, DataError, DataSet, batches, effective_mask
 from training.labels import captions_of
 from training.prepare import file_digest
+from training.targets import count_evidence
 from training.vocabulary import Statement, select
 
 FULL = lead_bits(LEADS)
@@ -63,7 +64,22 @@ def test_targets_of_real_records(data: DataSet) -> None:
     assert not known[row, ids.index("LAD")]  # no heart axis given
     challenge = [i for i, r in enumerate(data.index) if r["source"].startswith("challenge")]
     assert not known[challenge, ids.index("NORM")].any()
-    assert data.positives().tolist() == y.sum(axis=0).tolist()
+    shown = y & data.assessable(data.mask)  # one record lacks two leads, and states a voltage
+    assert data.positives().tolist() == shown.sum(axis=0).tolist() != y.sum(axis=0).tolist()
+
+
+def test_what_the_leads_do_not_show_is_no_evidence(data: DataSet, prepared: Path, core: tuple[Statement, ...]) -> None:
+    two = DataSet(prepared, core, TRAIN)
+    two.mask = np.full(len(two), LEAD_SET_BITS["I+II"], dtype=np.int64)
+    before, after = (dict(zip((s.id for s in core), d.positives(), strict=True)) for d in (data, two))
+    assert after["SR"] == before["SR"] > 0
+    assert before["CLBBB"] > 0 == after["CLBBB"]
+
+
+def test_windows_of_one_patient_are_evidence_once() -> None:
+    index = [{"patient": p, "window": w} for p, w in (("a", 0), ("a", 10), ("b", 0), ("c", None), ("c", None))]
+    stated = np.array([[1, 0], [1, 0], [0, 1], [1, 1], [1, 0]], dtype=bool)
+    assert count_evidence(stated, index).tolist() == [1 + 2, 1 + 1]  # by hand: a's windows once, c's two recordings twice
 
 
 def test_lost_amplitude_hides_voltage_statements(prepared: Path, core: tuple[Statement, ...], tmp_path: Path) -> None:
