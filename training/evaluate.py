@@ -13,8 +13,8 @@ from scipy.special import expit
 
 from training.bootstrap import interval, macro, resamples
 from training.breakdown import subgroups, task_metrics
-from training.data import DataSet
-from training.metrics import PREVALENCES, decisions, label_metrics, predictive_values, summary
+from training.data import LEAD_SET_BITS, DataSet
+from training.metrics import PREVALENCES, aurocs, decisions, label_metrics, predictive_values, summary
 from training.ptbxl_groups import group_metrics, missing
 from training.relations import RHYTHMS
 from training.reliability import reliability
@@ -88,12 +88,16 @@ def model_scorer(model: Trainee) -> Scorer:
 
 
 def predict(score: Scorer, data: DataSet, lead_set: str = "12", advance: Callable[[int], None] = lambda n: None) -> Predictions:
-    """All records, whole windows, with only these leads; a label that they do not allow is unknown."""
+    """All records, whole windows, with only these leads; a label that they do not allow is unknown.
+
+    So is everything of a record that has none of these leads, and is scored with its own.
+    """
     logits, truth, known = [], [], []
+    there = (data.mask & LEAD_SET_BITS[lead_set]) != 0
     for batch in data.plain(lead_set):
         logits.append(score(batch.x))
         truth.append(batch.y)
-        known.append(batch.known)
+        known.append(batch.known & there[batch.rows, None])
         advance(len(batch.x))
     return Predictions(np.concatenate(logits), np.concatenate(truth), np.concatenate(known), data.index, data.labels)
 
@@ -134,37 +138,34 @@ def evaluate(
 ) -> dict[str, Any]:
     """Metrics by lead set; of the first, 12 leads, all of `judge`.
 
-    With fewer leads, labels that cannot be assessed from them do not count; `same_labels_12` gives the 12-lead means over the
-    labels that remain, `loss` and `rhythm_loss` what macro AUROC loses, with the paired interval.
+    With fewer leads, labels that cannot be assessed from them do not count; `same_labels_12` gives the 12-lead mean over the
+    labels that remain, `loss` and `rhythm_loss` what macro AUROC loses on the same records, with the paired interval.
     """
     weights = resamples([row["patient"] for row in data.index])
     out: dict[str, Any] = {"records": len(data), "patients": len({row["patient"] for row in data.index}), "lead_sets": {}}
-    full: dict[str, dict[str, Any]] = {}
-    full_values: dict[str, Weights] = {}
+    full_odds: Weights = np.empty(0)
     for name in lead_sets:
         p = predict(score, data, name, advance)
         if name == "12":
-            out["lead_sets"][name], full_values = judge(p, evidence, weights)
-            full = out["lead_sets"][name]["per_label"]
+            out["lead_sets"][name], _ = judge(p, evidence, weights)
+            full_odds = evidence.log_odds(p.logits)
             continue
         odds, known = evidence.log_odds(p.logits), p.known & evidence.candidates
         labels, values = label_metrics(odds, p.y, known, p.ids, evidence.candidates, weights)
         entry: dict[str, Any] = {**summary(labels, values), "per_label": labels}
-        if full:
-            entry["same_labels_12"] = summary({k: v for k, v in full.items() if k in labels})
-            entry["loss"] = _loss(list(full), list(labels), full_values["auroc"], values["auroc"])
-            rhythm = [k for k in labels if k in RHYTHMS]
-            entry["rhythm_loss"] = _loss(list(full), list(labels), full_values["auroc"], values["auroc"], rhythm)
+        if len(full_odds):
+            columns = [p.ids.index(k) for k in labels]
+            before = aurocs(full_odds[:, columns], p.y[:, columns], known[:, columns], weights)
+            entry["same_labels_12"] = {"labels": len(labels), "macro_auroc": float(macro(before)[0]) if labels else None}
+            entry["loss"] = _loss(before, values["auroc"], np.ones(len(labels), dtype=bool))
+            entry["rhythm_loss"] = _loss(before, values["auroc"], np.array([k in RHYTHMS for k in labels], dtype=bool))
         out["lead_sets"][name] = entry
     return out
 
 
-def _loss(
-    full: Sequence[str], fewer: Sequence[str], a: Weights, b: Weights, only: Sequence[str] | None = None
-) -> dict[str, Any] | None:
-    """Macro AUROC of `full` (R, labels) less that of `fewer`, over labels in both, with the paired interval."""
-    both = [k for k in fewer if k in full and (only is None or k in only)]
-    if not both:
+def _loss(full: Weights, fewer: Weights, use: Bools) -> dict[str, Any] | None:
+    """Macro AUROC of `full` (R, labels) less that of `fewer` over the labels in `use`, with the paired interval."""
+    if not use.any():
         return None
-    difference = macro(a[:, [full.index(k) for k in both]]) - macro(b[:, [fewer.index(k) for k in both]])
-    return {"labels": len(both), "value": float(difference[0]), "interval": interval(difference)}
+    difference = macro(full[:, use]) - macro(fewer[:, use])
+    return {"labels": int(use.sum()), "value": float(difference[0]), "interval": interval(difference)}
