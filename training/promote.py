@@ -1,8 +1,9 @@
 """Whether a candidate artifact may take the place of the running one: both on the same records, patients resampled in pairs.
 
-Refused when, of a protected label, the 95 % interval of the AUROC difference lies below 0, or AUROC falls by more than 0.02
-without having been accepted, or the candidate no longer gives it a probability without that having been accepted; when the
-lower end of the macro difference is below -0.005; when nothing could be compared. A label with too few cases is "not testable"
+Refused when, of a protected label, the 95 % interval of the AUROC difference lies below 0; or, without having been accepted,
+AUROC falls by more than 0.02, or the decisions at the threshold become worse, or the candidate gives it no probability, or no
+threshold, where the running artifact does; when the lower end of the macro difference is below -0.005; when nothing could be
+compared. A label with too few cases is "not testable"
 and listed: it is no reason to refuse, and never counts as passed. N record, L label.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,9 @@ from training.metrics import MIN_CASES, aurocs, enough
 
 __all__ = ["Compared", "PromoteError", "Scores", "check_folds", "compare", "default_protected", "keep", "running_bank", "score"]
 
-MOST_DROP = 0.02  # of a protected label's AUROC, without --accept
+MOST_DROP = 0.02  # of a protected label's AUROC, or of sensitivity + specificity at its threshold, without --accept
 LEAST_MACRO = -0.005  # lower end of the interval of the macro difference
+NO_THRESHOLD = "the candidate has no threshold for it and so never calls it positive, the running artifact has one"
 UNPROTECTED = ("routine", "normal")  # urgencies
 
 Bools = NDArray[np.bool_]
@@ -40,10 +42,15 @@ class PromoteError(ValueError):
 
 @dataclass(frozen=True)
 class Scores:
-    """What one artifact says. logits: (N, L). served: bool (L,), labels to which it gives a probability."""
+    """What one artifact says. logits: (N, L). served: bool (L,), labels to which it gives a probability.
+
+    positive: bool (N, L), probability at or above the threshold; decides: bool (L,), labels that have one.
+    """
 
     logits: NDArray[np.float32]
     served: Bools
+    positive: Bools
+    decides: Bools
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,7 @@ class Compared:
     """A label. state: better, same, lower, refused, accepted, "not testable", lost, new or "not served"; why: for people.
 
     same: the interval holds 0. lower: it lies below 0, or the drop is above 0.02, and the label is not protected.
+    decisions: sensitivity and specificity at both thresholds, and the difference of their sums with its interval.
     """
 
     id: str
@@ -63,6 +71,7 @@ class Compared:
     running: float | None = None
     difference: float | None = None
     interval: list[float] | None = None
+    decisions: dict[str, Any] | None = None
 
 
 def default_protected(bank: LabelBank) -> frozenset[str]:
@@ -72,7 +81,13 @@ def default_protected(bank: LabelBank) -> frozenset[str]:
 
 def check_folds(artifact: Artifact, folds: Collection[int], role: str) -> None:
     """Raises PromoteError when the artifact was fitted or calibrated on one of these folds: it would judge itself."""
-    for use, used in dict(artifact.manifest.training.data.get("folds", {})).items():
+    told = dict(artifact.manifest.training.data.get("folds", {}))
+    if not told.get("train"):
+        raise PromoteError(
+            f"{artifact.directory}: its manifest does not tell on which folds it was trained, so nothing shows that it has not "
+            f"seen these records; export it again ({role})"
+        )
+    for use, used in told.items():
         if seen := sorted(set(used) & set(folds)):
             raise PromoteError(
                 f"{artifact.directory}: fold {', '.join(map(str, seen))} is among its {use} folds; compare on folds that "
@@ -93,21 +108,28 @@ def score(
         have = [label.id for label in bank.labels]
         there = [k for k, id in enumerate(ids) if id in have]
         column = [have.index(ids[k]) for k in there]
-        y, known, rows = list[Bools](), list[Bools](), list[NDArray[np.float32]]()
+        y, known, rows, above = list[Bools](), list[Bools](), list[NDArray[np.float32]](), list[Bools]()
+        thresholds = np.array([np.nan if x.threshold is None else x.threshold for x in bank.labels])
         with artifact.open() as encoder:
             for batch in data.plain():
                 logits = np.zeros((len(batch.x), len(ids)), dtype=np.float32)
-                logits[:, there] = bank.logits(encoder.encode(batch.x))[:, column]
+                positive = np.zeros(logits.shape, dtype=bool)
+                e = encoder.encode(batch.x)
+                logits[:, there] = bank.logits(e)[:, column]
+                positive[:, there] = (bank.probabilities(e) >= thresholds)[:, column]  # NaN is not
                 rows.append(logits)
+                above.append(positive)
                 y.append(batch.y)
                 known.append(batch.known)
                 advance(len(batch.x))
         served = np.zeros(len(ids), dtype=bool)
         served[there] = [bank.labels[c].tier != "unsupported" for c in column]
+        decides = served.copy()
+        decides[there] &= np.isfinite(thresholds)[column]
         found = np.concatenate(rows)
         if not np.isfinite(found).all():
             raise PromoteError(f"{artifact.directory}: {int((~np.isfinite(found)).sum())} scores are not finite numbers")
-        out.append(Scores(found, served))
+        out.append(Scores(found, served, np.concatenate(above), decides))
     return out, np.concatenate(y), np.concatenate(known)
 
 
@@ -133,8 +155,11 @@ def compare(
         cases = (int((y & known)[:, j].sum()), int((~y & known)[:, j].sum()))
         state = _unmeasured(candidate.served[j], running.served[j], testable[j], cases)
         if state is None:
-            labels.append(_judge(id, id in protected, id in accepted, cases, ours[:, j], theirs[:, j]))
+            found = _judge(id, id in protected, id in accepted, cases, ours[:, j], theirs[:, j])
+            labels.append(_decided(found, j, candidate, running, y, known, weights, id in accepted))
         else:
+            if state[0] == "not testable" and running.decides[j] and not candidate.decides[j]:
+                state = ("lost", NO_THRESHOLD)
             if state[0] == "lost" and id in protected:
                 state = ("accepted" if id in accepted else "refused", state[1])
             labels.append(Compared(id, id in protected, *cases, *state))
@@ -197,6 +222,46 @@ def _judge(
     else:
         state = "better" if low_high[0] > 0 else "same"
     return Compared(id, protected, *cases, state, why, float(ours[0]), float(theirs[0]), difference, low_high)
+
+
+def _decided(
+    judged: Compared,
+    j: int,
+    candidate: Scores,
+    running: Scores,
+    y: Bools,
+    known: Bools,
+    weights: NDArray[np.float64],
+    accepted: bool,
+) -> Compared:
+    """The same, with what the thresholds make of it: an order as good as before helps nobody who is never told."""
+    if not running.decides[j]:
+        return judged
+    why, told = NO_THRESHOLD, None
+    if candidate.decides[j]:
+        ours, theirs = (_rates(s.positive[:, j], y[:, j], known[:, j], weights) for s in (candidate, running))  # (2, R)
+        change = ours.sum(axis=0) - theirs.sum(axis=0)
+        low_high = interval(change)
+        assert low_high is not None
+        told = {"candidate": ours[:, 0].tolist(), "running": theirs[:, 0].tolist()}
+        told |= {"difference": float(change[0]), "interval": low_high}
+        rates = " and ".join(f"{before:.3f} to {after:.3f}" for before, after in zip(theirs[:, 0], ours[:, 0], strict=True))
+        worse = change[0] < -MOST_DROP and low_high[1] < 0
+        why = f"at its threshold, sensitivity and specificity go from {rates}" if worse else ""
+    if not why or judged.state in ("refused", "lower"):
+        return replace(judged, decisions=told)
+    state = "lower" if not judged.protected else "accepted" if accepted else "refused"
+    return replace(judged, decisions=told, state=state, why="; ".join(filter(None, (judged.why, why))))
+
+
+def _rates(positive: Bools, y: Bools, known: Bools, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(N,), weights (R, N) -> (2, R): sensitivity and specificity; NaN in a resample without both kinds."""
+    out = []
+    for kind in (y & known, ~y & known):
+        total = weights @ kind
+        right = weights @ (kind & (positive == y))
+        out.append(np.divide(right, total, out=np.full(len(total), np.nan), where=total > 0))
+    return np.stack(out)
 
 
 def running_bank(running: Artifact, active: LabelBank | None) -> LabelBank:

@@ -29,7 +29,10 @@ def promote(
     folds: Annotated[list[int] | None, typer.Option("--fold", help="Folds to compare on; may be repeated. Default: 9.")] = None,
     accept: Annotated[
         list[str] | None,
-        typer.Option(help="A protected label whose AUROC may fall by more than 0.02, or that may lose its probability."),
+        typer.Option(
+            help="A protected label whose AUROC or decisions may become worse by more than 0.02, or that may lose its probability "
+            "or threshold."
+        ),
     ] = None,
     protected: Annotated[
         str, typer.Option(help="Labels by commas, or `all`. Default: all but those of urgency routine and normal.")
@@ -40,7 +43,7 @@ def promote(
     """Let a candidate take the running artifact's place, or refuse: both on the same records, patients resampled in pairs.
 
     Refused when the 95 % interval of a protected label's AUROC difference lies below 0; when its AUROC falls by more than 0.02,
-    or it loses its probability, without --accept; when the macro difference may be below -0.005. Labels with fewer than 10
+    its decisions become worse, or it loses its probability or threshold, without --accept; when the macro difference may be below -0.005. Labels with fewer than 10
     positives are listed as not testable. The decision is written beside the candidate. Exit code 0: promoted, 1: refused,
     2: could not be compared.
     """

@@ -39,8 +39,13 @@ def perfect(y: np.ndarray[Any, np.dtype[np.bool_]]) -> np.ndarray[Any, np.dtype[
     return np.where(y, 1000, 0).astype(np.float32) + np.arange(N, dtype=np.float32)[:, None]
 
 
-def scores(logits: np.ndarray[Any, np.dtype[np.float32]], served: list[bool] | None = None) -> Scores:
-    return Scores(logits, np.array(served if served is not None else [True] * logits.shape[1]))
+def scores(
+    logits: np.ndarray[Any, np.dtype[np.float32]], served: list[bool] | None = None, threshold: float | None = 300
+) -> Scores:
+    """threshold: on the logits, of all labels; None: no label has one."""
+    gives = np.array(served if served is not None else [True] * logits.shape[1])
+    above = logits >= (np.inf if threshold is None else threshold)
+    return Scores(logits, gives, above, gives & (threshold is not None))
 
 
 def judged(
@@ -149,6 +154,33 @@ def test_a_protected_label_must_not_lose_its_probability() -> None:
     assert "A: the candidate gives it no probability, the running artifact does" in decision["reasons"]
     decision, labels = judged(scores(perfect(y), [False, True, True, True]), scores(perfect(y)), y, protected="A", accepted="A")
     assert (decision["promoted"], labels["A"]["state"]) == (True, "accepted")
+
+
+def test_a_protected_label_must_not_lose_its_threshold() -> None:
+    y = truth(20, 9)
+    same, silent = scores(perfect(y)), scores(perfect(y), threshold=None)
+    decision, labels = judged(silent, same, y, protected="AB")
+    assert labels["A"]["difference"] == 0  # by AUROC alone it would pass
+    assert (decision["promoted"], labels["A"]["state"], labels["B"]["state"]) == (False, "refused", "refused")
+    assert "A: the candidate has no threshold for it and so never calls it positive" in decision["reasons"][0]
+    assert judged(silent, same, y, protected="AB", accepted="AB")[0]["promoted"]
+    assert judged(silent, same, y, protected="")[1]["A"]["state"] == "lower"
+    assert judged(same, silent, y)[0]["promoted"]  # one more threshold is no loss
+
+
+def test_worse_decisions_at_the_threshold_are_refused_though_the_order_is_the_same() -> None:
+    y = truth(20)
+    alarming = scores(perfect(y), threshold=109.5)  # by hand: the negatives 110 to 209, 100 of 190, are called positive
+    decision, labels = judged(alarming, scores(perfect(y)), y)
+    a = labels["A"]
+    assert (a["difference"], a["state"], decision["promoted"]) == (0, "refused", False)
+    assert (a["decisions"]["candidate"], a["decisions"]["running"]) == ([1.0, pytest.approx(90 / 190)], [1.0, 1.0])
+    assert a["decisions"]["difference"] == pytest.approx(-100 / 190)
+    assert a["decisions"]["interval"][1] < 0
+    assert decision["reasons"] == ["A: at its threshold, sensitivity and specificity go from 1.000 to 1.000 and 1.000 to 0.474"]
+    assert judged(alarming, scores(perfect(y)), y, accepted="A")[1]["A"]["state"] == "accepted"
+    slightly = scores(perfect(y), threshold=206.5)  # 3 of 190: less than 0.02
+    assert judged(slightly, scores(perfect(y)), y)[0]["promoted"]
 
 
 def test_names_that_do_not_exist_are_refused() -> None:
@@ -294,6 +326,10 @@ def test_folds_that_an_artifact_has_seen_are_refused(prepared: Path, tmp_path: P
     for fold, use in ((3, "train"), (8, "(train|calibration)")):
         with pytest.raises(PromoteError, match=rf"fold {fold} is among its {use} folds; .*usually --fold 9 \(running\)"):
             check_folds(artifact, (fold, 9), "running")
+    untold = replace(artifact, manifest=artifact.manifest.model_copy(deep=True))
+    untold.manifest.training.data.pop("folds")
+    with pytest.raises(PromoteError, match="does not tell on which folds it was trained"):
+        check_folds(untold, (9,), "running")
     said = run(2, changed(tmp_path, softer), "--against", SHIPPED, "--data", prepared, "--fold", 8)
     assert "compare on folds that neither artifact has seen" in said.stderr
 
