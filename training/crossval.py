@@ -174,9 +174,10 @@ def _judged(whole: DataSet, p: Predictions, fold: NDArray[np.int8], config: Trai
     weights = resamples([row["patient"] for row in whole.index])
     calibrated = replace(p, logits=_cross_fitted(p, fold, candidates))
     metrics, _ = judge(calibrated, replace(evidence, platt=identity), weights)
+    ever = np.asarray(p.known.any(axis=0))  # trained by any of the models
     support = {
         s.id: {"training": int(a), "out_of_fold": int(b), "tier": tier_of(int(a) if some else 0, int(b))}
-        for s, a, b, some in zip(p.labels, positives, held_out, p.known.any(axis=0), strict=True)  # not any: never trained
+        for s, a, b, some in zip(p.labels, positives, held_out, ever, strict=True)
     }
     out: dict[str, Any] = {"records": len(whole), "support": support, "metrics": metrics}
     if config.leave_out:
