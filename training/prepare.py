@@ -27,7 +27,17 @@ from encoders.recordings import Recording, RecordingError, read_recording
 from encoders.signal import ABSENT, SignalError
 from training.sources import CALIBRATION_FOLD, TEST_FOLD, VALIDATION_FOLD, Annotated, Source
 
-__all__ = ["INDEX", "MANIFEST", "PrepareError", "check_patients", "file_digest", "prepare", "split_of", "suspicious"]
+__all__ = [
+    "INDEX",
+    "MANIFEST",
+    "PrepareError",
+    "check_patients",
+    "check_sources",
+    "file_digest",
+    "prepare",
+    "split_of",
+    "suspicious",
+]
 
 MANIFEST = "manifest.json"
 INDEX = "index.parquet"
@@ -58,6 +68,15 @@ def _place(fold: int) -> str:
     return f"fold {fold} ({split_of(fold)})"
 
 
+def check_sources(sources: Sequence[Source]) -> None:
+    """Raises PrepareError when two folders would be one source: what one of them annotates would be denied in the other."""
+    seen: set[str] = set()
+    for source in sources:
+        if twice := sorted(seen & source.declared.keys()):
+            raise PrepareError(f"two folders give records to the source {twice[0]!r}: give each folder a name of its own")
+        seen |= source.declared.keys()
+
+
 def check_patients(records: Iterable[Annotated]) -> None:
     """Raises PrepareError when one patient's records lie in two folds, or one record comes twice.
 
@@ -80,10 +99,11 @@ def check_patients(records: Iterable[Annotated]) -> None:
 def suspicious(recording: Recording) -> str:
     """ "" or, with the remedy, that most leads are too large to be in the unit that the file states: uV taken for mV.
 
-    A lead's size is the median of its peak-to-peak over whole seconds, so that wander and single artefacts do not count.
+    A lead's size is the median of its peak-to-peak over the whole seconds of the 10 s that are used, so that wander and single
+    artefacts do not count.
     """
     layout, n = recording.layout, max(1, int(recording.layout.fs))
-    seconds = recording.samples.shape[1] // n
+    seconds = min(recording.samples.shape[1], layout.window) // n
     if layout.unit != "mV" or seconds == 0:
         return ""
     x = recording.samples[:, : seconds * n].reshape(len(layout.leads), seconds, n).astype(np.int32)  # (C, seconds, fs)
@@ -204,6 +224,7 @@ def prepare(
     advance is told how many records were done. Raises PrepareError.
     """
     records = [record for source in sources for record in source.records]
+    check_sources(sources)
     check_patients(records)
     if out.exists() and any(out.iterdir()):
         raise PrepareError(f"{out} is not empty; give a new directory")

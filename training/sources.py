@@ -55,6 +55,7 @@ def read_source(
     hdf5_unit: of the tracings of a CODE-like set (training/code_hdf5.py). window_step_s: of annotated long
     recordings (training/long_recordings.py).
     """
+    folder = folder if folder.name.strip(".") else folder.resolve()  # "." and ".." are no names
     vocabulary = tuple(vocabulary)
     codes = by_code(vocabulary)
     if labels is not None or (folder / TABLE).is_file():

@@ -19,7 +19,7 @@ from encoders.recordings import read_recording
 from encoders.signal import ABSENT
 from training.data import DataSet
 from training.prepare import PrepareError, check_patients, file_digest, prepare, split_of, suspicious
-from training.sources import Annotated, Source
+from training.sources import Annotated, Source, read_source
 from training.vocabulary import Statement
 
 HEADER = "{name} {n} 500 5000\n"
@@ -87,6 +87,31 @@ def test_a_crossing_patient_is_refused_by_name(tmp_path: Path) -> None:
     assert [split_of(f) for f in (1, 8, 9, 10)] == ["train", "calibration", "val", "test"]
 
 
+def test_two_folders_of_one_name_are_refused(tmp_path: Path, vocabulary: tuple[Statement, ...]) -> None:
+    """What one of them annotates would be denied in the other, which never looked for it."""
+    for ward, name, label in (("a", "one", "AFIB"), ("b", "two", "LVH")):
+        folder = tmp_path / ward / "clinic"
+        folder.mkdir(parents=True)
+        record(folder, name, noise(len(name) + ord(ward)))
+        (folder / "labels.csv").write_text(f"record,labels\n{name},{label}\n")
+    sources = [read_source(tmp_path / ward / "clinic", vocabulary) for ward in ("a", "b")]
+    with pytest.raises(PrepareError, match="two folders give records to the source 'clinic'"):
+        prepare(sources, tmp_path / "out")
+
+
+def test_a_folder_given_as_a_dot_has_its_name(
+    tmp_path: Path, vocabulary: tuple[Statement, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "clinic"
+    (folder / "sub").mkdir(parents=True)
+    record(folder, "one", noise(1))
+    (folder / "labels.csv").write_text("record,labels\none,AFIB\n")
+    for inside, spelled in ((folder, "."), (folder / "sub", "..")):
+        monkeypatch.chdir(inside)
+        (found,) = read_source(Path(spelled), vocabulary).records
+        assert (found.record, found.source) == ("clinic/one", "clinic")
+
+
 def test_what_cannot_be_used_is_left_out_and_listed(tmp_path: Path) -> None:
     good = record(tmp_path, "good", noise(1))
     flat = record(tmp_path, "flat", np.zeros((5000, 2)))
@@ -132,6 +157,8 @@ def test_microvolts_taken_for_millivolts_are_left_out_with_the_remedy(tmp_path: 
     large = replace(real, layout=replace(real.layout, gain=tuple(g / 1000 for g in real.layout.gain)))
     assert re.match(r"suspicious amplitude: \d{3} mV .* in 12 of 12 leads; if its numbers are uV", suspicious(large))
     assert suspicious(replace(large, layout=replace(large.layout, unit="NU"))) == ""  # no unit, no expectation
+    late = replace(large, samples=np.concatenate([np.zeros_like(large.samples), large.samples], axis=1))
+    assert suspicious(late) == ""  # only the 10 s that are used are looked at
     samples = real.samples.copy()
     samples[:, ::500] = ABSENT  # what is absent has no amplitude
     assert suspicious(replace(real, samples=samples)) == ""
