@@ -1,7 +1,9 @@
 """Findings known by their sentence alone: the vocabulary's supersets ("Sinus rhythm and sinus node"), which are never trained.
 
-A superset is true of a record that states a label of it, absent where every label of it that the source declares is known to
-be absent; elsewhere it is unknown. N record, S superset.
+A superset is true of a record that states a label of it. It is absent where every label of it that the source declares is known
+to be absent, and these make up nearly all statements of it in the data set: who was asked for atrial fibrillation alone cannot
+deny other arrhythmias. Elsewhere it is unknown. A superset whose sentence is that of a label is trained, and left out.
+N record, S superset.
 """
 
 from __future__ import annotations
@@ -19,10 +21,11 @@ from training.data import DataSet
 from training.labels import Embedder, TextBank
 from training.metrics import aurocs, enough
 from training.trainee import Trainee, zero_shot_rows
-from training.vocabulary import LABELS_CSV, PROMPT
+from training.vocabulary import LABELS_CSV, PROMPT, Statement
 
-__all__ = ["Superset", "read_supersets", "superset_targets", "zero_shot"]
+__all__ = ["Superset", "never_trained", "read_supersets", "superset_targets", "zero_shot"]
 
+LEAST_SHARE = 0.9  # of a superset's statements in the data set, in labels that a source declares, for it to deny the superset
 Superset = tuple[str, str, str]  # id, English, Japanese
 
 
@@ -34,12 +37,19 @@ def read_supersets() -> tuple[dict[str, str], list[Superset]]:
     return {row["id"]: row["superset"] for row in rows}, list(sets.values())
 
 
+def never_trained(sets: Sequence[Superset], labels: Sequence[Statement], language: str) -> list[Superset]:
+    """Without those whose sentence is a label's in that language: "Normal" is both."""
+    sentences = {s.name_ja if language == "ja" else s.name_en for s in labels}
+    return [one for one in sets if one[2 if language == "ja" else 1] not in sentences]
+
+
 def superset_targets(
     data: DataSet, member: dict[str, str], sets: Sequence[Superset]
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """y, known: bool (N, S), see above; what all 12 leads of each record allow."""
     y, known = data.targets
     known = known & data.assessable(data.mask)
+    count = np.array([data.manifest["positives"].get(s.id, 0) for s in data.labels])
     declared = np.array([[s.id in data.manifest["declared"].get(r["source"], ()) for s in data.labels] for r in data.index])
     truth = np.zeros((len(data), len(sets)), dtype=bool)
     sure = np.zeros_like(truth)
@@ -47,7 +57,8 @@ def superset_targets(
         columns = np.array([member[s.id] == name for s in data.labels])
         here, said = known[:, columns], declared[:, columns]
         truth[:, k] = (y[:, columns] & here).any(axis=1)
-        sure[:, k] = truth[:, k] | (said.any(axis=1) & (here | ~said).all(axis=1))
+        asked = said.any(axis=1) & (said @ count[columns] >= LEAST_SHARE * count[columns].sum())
+        sure[:, k] = truth[:, k] | (asked & (here | ~said).all(axis=1))
     return truth, sure
 
 
@@ -59,6 +70,7 @@ def zero_shot(
     whitened: the run's bank is whitened, through which a new sentence comes out distorted: not to be called zero-shot.
     """
     member, sets = read_supersets()
+    sets = never_trained(sets, data.labels, text.text.language)
     names = [ja if text.text.language == "ja" else en for _, en, ja in sets]
     rows = zero_shot_rows(model, tower.embed([PROMPT.format(label=name) for name in names]))
     y, known = superset_targets(data, member, sets)

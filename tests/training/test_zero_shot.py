@@ -8,7 +8,7 @@ import numpy as np
 
 from training.data import DataSet
 from training.vocabulary import Statement, select
-from training.zero_shot import read_supersets, superset_targets
+from training.zero_shot import never_trained, read_supersets, superset_targets
 
 
 def test_supersets_cover_every_label_of_the_vocabulary(vocabulary: tuple[Statement, ...]) -> None:
@@ -27,13 +27,27 @@ def test_a_superset_is_true_absent_or_unknown(prepared: Path, vocabulary: tuple[
     declared = sorted(inside & set(data.manifest["declared"][source]))
     assert len(declared) > 2
     full = {"source": source, "mask": 4095}
-    data.index[:4] = [
+    data.manifest["declared"]["narrow"] = declared[1:2]
+    data.manifest["positives"] = dict.fromkeys(inside, 0) | dict.fromkeys(declared, 10)
+    data.index[:5] = [
         data.index[0] | full | {"positive": [declared[0]], "unknown": [declared[1]]},
         data.index[0] | full | {"positive": ["SR"], "unknown": []},
         data.index[0] | full | {"positive": ["SR"], "unknown": [declared[1]]},
         data.index[0] | full | {"positive": [], "unknown": [], "source": "nobody"},
+        data.index[0] | full | {"positive": ["SR"], "unknown": [], "source": "narrow"},  # asked for one of several
     ]
-    data.mask[:4] = 4095
+    data.mask[:5] = 4095
     y, known = superset_targets(data, member, sets)
-    np.testing.assert_array_equal(y[:4, k], [True, False, False, False])
-    np.testing.assert_array_equal(known[:4, k], [True, True, False, False])
+    np.testing.assert_array_equal(y[:5, k], [True, False, False, False, False])
+    np.testing.assert_array_equal(known[:5, k], [True, True, False, False, False])
+
+
+def test_a_superset_whose_sentence_was_trained_is_left_out(vocabulary: tuple[Statement, ...]) -> None:
+    _, sets = read_supersets()
+    core = select(vocabulary, "core98")
+    trained = {
+        language: {name for name, _, _ in sets} - {name for name, _, _ in never_trained(sets, core, language)}
+        for language in ("en", "ja")
+    }
+    assert trained == {"en": {"NORMAL"}, "ja": {"NORMAL", "IVC"}}
+    assert never_trained(sets, select(vocabulary, "SR,AFIB"), "en") == sets
