@@ -30,8 +30,8 @@ def promote(
     accept: Annotated[
         list[str] | None,
         typer.Option(
-            help="A protected label whose AUROC or decisions may become worse by more than 0.02, or that may lose its probability "
-            "or threshold."
+            help="A protected label whose AUROC or decisions may become worse by more than 0.02, or that may lose its "
+            "probability or threshold."
         ),
     ] = None,
     protected: Annotated[
@@ -43,9 +43,9 @@ def promote(
     """Let a candidate take the running artifact's place, or refuse: both on the same records, patients resampled in pairs.
 
     Refused when the 95 % interval of a protected label's AUROC difference lies below 0; when its AUROC falls by more than 0.02,
-    its decisions become worse, or it loses its probability or threshold, without --accept; when the macro difference may be below -0.005. Labels with fewer than 10
-    positives are listed as not testable. The decision is written beside the candidate. Exit code 0: promoted, 1: refused,
-    2: could not be compared.
+    its decisions become worse, or it loses its probability or threshold, without --accept; when the macro difference may be
+    below -0.005. Labels with fewer than 10 positives are listed as not testable. The decision is written beside the candidate.
+    Exit code 0: promoted, 1: refused, 2: could not be compared.
     """
     with plain_errors():
         from encoders.artifact import Artifact
