@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ __all__ = [
     "SourceError",
     "age_of",
     "fold_of",
+    "inside",
     "sex_of",
 ]
 
@@ -66,6 +68,14 @@ class Source:
     records: tuple[Annotated, ...]
     declared: dict[str, tuple[str, ...]]
     skipped: tuple[tuple[str, str], ...]
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The path of `name`, as a table spells it, in `folder`. Raises SourceError where it leads out ("../x", "/x")."""
+    plain = os.path.normpath(name)
+    if os.path.isabs(plain) or plain.split(os.sep)[0] == os.pardir:
+        raise SourceError(f"{name!r} leads out of {folder.name}; name recordings by their path inside it")
+    return folder / plain
 
 
 def fold_of(key: str) -> int:

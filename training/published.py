@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from training.annotated import FOLDS, Annotated, Source, SourceError, age_of, fold_of, sex_of
+from training.annotated import FOLDS, Annotated, Source, SourceError, age_of, fold_of, inside, sex_of
 from training.relations import complete
 from training.vocabulary import SCP, SNOMED
 
@@ -58,11 +58,12 @@ def read_ptbxl(folder: Path, codes: Mapping[tuple[str, str], str], likelihood: L
         name = f"{folder.name}/{row['ecg_id']}"
         try:
             stated = ast.literal_eval(row["scp_codes"])
+            path = inside(folder, row["filename_hr"])
             fold = int(float(row["strat_fold"]))
             if not isinstance(stated, dict) or not 1 <= fold <= FOLDS:
                 raise ValueError(f"scp_codes {row['scp_codes'][:40]!r}, strat_fold {fold}")
         except (ValueError, SyntaxError) as error:
-            skipped.append((name, f"unreadable annotation: {error}"))
+            skipped.append((name, str(error) if isinstance(error, SourceError) else f"unreadable annotation: {error}"))
             continue
         positive, unknown = _scp(stated, codes, likelihood)
         axis = row.get("heart_axis") or ""
@@ -71,7 +72,6 @@ def read_ptbxl(folder: Path, codes: Mapping[tuple[str, str], str], likelihood: L
         elif axis not in AXIS:
             unknown |= {"LAD", "RAD"}
         patient = "ptbxl:" + (row["patient_id"] or row["ecg_id"])
-        path = folder / row["filename_hr"]
         records.append(
             Annotated(
                 path,
@@ -112,7 +112,10 @@ def read_challenge(folder: Path, codes: Mapping[tuple[str, str], str]) -> Source
         if diagnoses is None:
             skipped.append((name, "no `# Dx:` comment in its header"))
             continue
-        given = [code.strip() for code in diagnoses.split(",") if code.strip()]
+        given = [code.strip() for code in diagnoses.split(",") if code.strip().isdigit()]
+        if not given:  # hidden or withheld: nobody denied anything
+            skipped.append((name, f"no SNOMED CT code in its `# Dx:` comment, {diagnoses.strip()[:40]!r}"))
+            continue
         stated = {codes[SNOMED, code] for code in given if (SNOMED, code) in codes}
         positive, unknown = complete(stated)
         letters = re.match(r"[A-Za-z]*", header.stem)
@@ -158,7 +161,7 @@ def read_alivecor(folder: Path) -> Source:
             stated = (positive,) if positive else ()
             records.append(
                 Annotated(
-                    folder / name,
+                    inside(folder, name),
                     f"{folder.name}/{name}",
                     f"{folder.name}:{name}",
                     fold_of(name),
@@ -183,5 +186,5 @@ def read_graded(folder: Path) -> Source:
             )
         for name in listed.read_text(encoding="utf-8").split():
             key = f"{folder.name}/{name}"
-            records.append(Annotated(folder / name, key, key, fold_of(name), (), (), folder.name, quality=grade))
+            records.append(Annotated(inside(folder, name), key, key, fold_of(name), (), (), folder.name, quality=grade))
     return Source(folder.name, "cinc2011", tuple(records), {folder.name: ()}, ())

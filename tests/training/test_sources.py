@@ -124,7 +124,8 @@ def test_a_record_that_names_no_rhythm_denies_none(
 
 def test_challenge_layout(unpacked: Path, vocabulary: tuple[Statement, ...]) -> None:
     source = read_source(unpacked / "challenge", vocabulary)
-    assert (source.layout, len(source.records)) == ("challenge", 220)
+    assert (source.layout, len(source.records)) == ("challenge", 219)
+    assert source.skipped == (("challenge/ETEST", "no SNOMED CT code in its `# Dx:` comment, ''"),)
     named = {r.record: r for r in source.records}
     assert named["challenge/E00004"].positive == ("ISC", "ISC_LAT", "LVH", "SBRAD", "TAB")
     assert named["challenge/A0057"].positive == ("CLBBB",)
@@ -147,6 +148,31 @@ def test_headers_without_diagnosis_are_listed(tmp_path: Path, vocabulary: tuple[
     assert [r.positive for r in source.records] == [("AFIB",)]
     assert source.records[0].unknown == ()
     assert source.skipped == ((f"{tmp_path.name}/x1", "no `# Dx:` comment in its header"),)
+
+
+@pytest.mark.parametrize("comment", ["# Dx: ", "# Dx: Unknown", "#Dx:"])
+def test_a_withheld_diagnosis_denies_nothing(tmp_path: Path, vocabulary: tuple[Statement, ...], comment: str) -> None:
+    signal = "x.dat 16 1000/mV 16 0 0 0 0 I"
+    (tmp_path / "x1.hea").write_text(f"x1 1 500 10\n{signal}\n{comment}\n")
+    (tmp_path / "x2.hea").write_text(f"x2 1 500 10\n{signal}\n# Dx: 164889003\n")
+    source = read_source(tmp_path, vocabulary)
+    assert [r.record for r in source.records] == [f"{tmp_path.name}/x2"]
+    ((name, reason),) = source.skipped
+    assert (name, reason[:18]) == (f"{tmp_path.name}/x1", "no SNOMED CT code ")
+
+
+def test_no_table_reaches_out_of_its_folder(tmp_path: Path, vocabulary: tuple[Statement, ...]) -> None:
+    row = "{'SR': 0.0}"
+    table = ptbxl_table(tmp_path / "p", (1, 7, row, "MID", 1, "a"), (2, 8, row, "MID", 1, "../b"), (3, 9, row, "MID", 1, "/c"))
+    source = read_source(table, vocabulary)
+    assert [r.record for r in source.records] == ["p/1"]
+    assert source.skipped[0] == ("p/2", "'../b' leads out of p; name recordings by their path inside it")
+    assert source.skipped[1][0] == "p/3"
+    for folder, name, text in (("a", "REFERENCE-v3.csv", "../x,N\n"), ("g", "RECORDS-acceptable", "../x\n")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).write_text(text)
+        with pytest.raises(SourceError, match=f"'../x' leads out of {folder}"):
+            read_source(tmp_path / folder, vocabulary)
 
 
 def test_alivecor_layout(tmp_path: Path, vocabulary: tuple[Statement, ...]) -> None:
