@@ -19,7 +19,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from encoders.recordings import RecordingError, find_recordings
-from training.annotated import FOLDS, Annotated, Source, SourceError, age_of, fold_of, sex_of
+from training.annotated import FOLDS, Annotated, Source, SourceError, age_of, fold_of, inside, sex_of
 from training.collected import collected_rows
 from training.relations import ENTAILS, LEAVES_OPEN, complete
 from training.vocabulary import SCP, SNOMED, Statement, by_code
@@ -28,6 +28,7 @@ __all__ = ["TABLE", "read_labelled"]
 
 TABLE = "labels.csv"
 SHOWN = 5  # of many faults
+FOLD = re.compile(r"[0-9]{1,2}(\.0)?")  # a table with gaps is often saved with 3.0 for 3
 
 
 @dataclass(frozen=True)
@@ -128,11 +129,18 @@ class _Names:
 
     def declared(self, given: str) -> set[str]:
         """Ids or codes separated by commas, or a file with one on each line. Raises SourceError."""
-        text = Path(given).read_text(encoding="utf-8") if Path(given).is_file() else given
+        text = Path(given).read_text(encoding="utf-8") if _is_file(given) else given
         labels, faults = self.read(re.sub(r"[,\s]+", ";", text))
         if faults:
             raise SourceError(f"--declares {given}: {_several(faults)}")
         return {label for label in labels if ":" not in label}
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except OSError:  # a list of labels may be too long for a file's name
+        return False
 
 
 def _several(faults: list[str]) -> str:
@@ -179,7 +187,7 @@ def _entry(line: int, cells: Mapping[str, str], names: _Names) -> tuple[_Entry, 
     if both := sorted(set(stated) & set(unknown)):
         faults.append(f"row {line} calls {', '.join(both)} both stated and unknown")
     text = cells.get("fold", "").strip()
-    fold = int(text) if text.isdigit() else None
+    fold = int(text.removesuffix(".0")) if FOLD.fullmatch(text) else None
     if text and (fold is None or not 1 <= fold <= FOLDS):
         faults.append(
             f"row {line}: fold {text!r} is not 1 to {FOLDS} (1 to 7 train, 8 calibrates, 9 reports, 10 is left alone)"
@@ -216,8 +224,13 @@ class _Found:
         """(the recording, "") or (None, why not)."""
         plain = str(Path(record).with_suffix("")) if Path(record).suffix in (".hea", ".dat", ".mat") else record
         matches = {plain} if plain in self.records else self.names.get(plain, set())
-        if not matches and (self.folder / plain).is_file():
-            return _bare(self.folder / plain, self.folder.name, plain), ""  # whether it can be read shows when it is
+        if not matches:
+            try:
+                path = inside(self.folder, plain)
+            except SourceError as error:
+                return None, str(error)
+            if path.is_file():
+                return _bare(path, self.folder.name, plain), ""  # whether it can be read shows when it is
         if not matches:
             return None, f"no recording {record!r}"
         if len(matches) > 1:

@@ -135,6 +135,23 @@ def test_columns_and_folds(read) -> None:  # type: ignore[no-untyped-def]
         read("c1,SR,SR", head="record,labels,unknown")
 
 
+def test_a_table_with_gaps_saved_as_floats_keeps_its_folds(read) -> None:  # type: ignore[no-untyped-def]
+    source = read("c1,SR,3.0", "e1,SR,", head="record,labels,fold")
+    assert {r.record: r.fold for r in source.records} == {"clinic/c1.csv": 3, "clinic/e1.edf": fold_of("e1.edf")}
+    with pytest.raises(SourceError, match=r"fold '3\.5' is not 1 to 10"):
+        read("c1,SR,3.5", head="record,labels,fold")
+
+
+def test_a_row_cannot_reach_out_of_the_folder(read, folder: Path) -> None:  # type: ignore[no-untyped-def]
+    outside = folder.parent / "outside.csv"
+    shutil.copy(folder / "c1.csv", outside)
+    for row in ("../outside.csv", "ward/../../outside.csv", str(outside)):
+        source = read("e1,SR", f"{row},SR")
+        assert [r.record for r in source.records] == ["clinic/e1.edf"]
+        (reason,) = (text for name, text in source.skipped if "outside" in name)
+        assert f"row 3 of labels.csv: {row!r} leads out of clinic" in reason
+
+
 def test_a_patient_in_two_folds_is_refused(read) -> None:  # type: ignore[no-untyped-def]
     source = read("c1,SR,p1,1", "e1,SR,p1,9", head="record,labels,patient,fold")
     with pytest.raises(PrepareError, match="patient clinic:p1 crosses the split"):
@@ -147,6 +164,7 @@ def test_what_is_annotated_can_be_said(read, tmp_path: Path) -> None:  # type: i
     assert read("c1,SR", "e1,AFIB", "d1,LVH", declares="SR, scp:AFIB").declared == {"clinic": ("AFIB", "SR")}
     (tmp_path / "ids").write_text("SR\nAFIB\n")
     assert read("c1,SR", "e1,AFIB", "d1,LVH", declares=str(tmp_path / "ids")).declared == {"clinic": ("AFIB", "SR")}
+    assert read("c1,SR", "e1,AFIB", "d1,LVH", declares=",".join(["AFIB", "SR"] * 60)).declared == {"clinic": ("AFIB", "SR")}
     with pytest.raises(SourceError, match=r"VT declared by --declares SR,VT, but stated by no row.*leave it out of --declares"):
         read("c1,SR", "e1,SR", "d1,LVH", declares="SR,VT")
     with pytest.raises(SourceError, match="--declares AFF: 'AFF' is not in the vocabulary"):
