@@ -69,7 +69,7 @@ def ecg_paper(x: Floats, mask: int, derived: int, n_valid: int, key: str) -> str
     font = "font-family='system-ui,sans-serif' font-size='13'"
     size = f"viewBox='0 0 {width * UNIT} {height * UNIT}' style='width:{width}mm;max-width:100%'"
     note = f"<text x='{UNIT}' y='{(height - 2) * UNIT}'>{NOTE}</text>"
-    head = f"<svg xmlns='http://www.w3.org/2000/svg' class='ecg' {size} {font} role='img'>"
+    head = f"<svg class='ecg' {size} {font} role='img'>"
     return f"{head}{_paper(width, paper, key)}{_pulse(rows)}{cut}{note}</svg>"
 
 

@@ -141,8 +141,7 @@ def measure(
     predictions = predict(score, records, advance=advance)
     p = np.asarray(expit(evidence.log_odds(predictions.logits)))
     measured = [j for j, s in enumerate(records.labels) if s.id in metrics["lead_sets"]["12"]["per_label"]]
-    known = predictions.known & evidence.candidates
-    worst = worst_mistakes(p, predictions.y, known, evidence.thresholds, measured)
+    worst = worst_mistakes(p, predictions.y, predictions.known, evidence.thresholds, measured)
     return Report(subject, records, evidence, metrics, predictions, p, worst, command)
 
 
