@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import importlib
+import re
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ DICOM_SUFFIX = ".dcm"
 COUNT_LIMIT = 32767  # the int16 minimum says ABSENT, so the range is symmetric
 CSV_REMEDY = "a CSV needs a header of lead names and '# fs=500' or a time column"
 PER_MV = {"mv": 1.0, "millivolt": 1.0, "uv": 1000.0, "microvolt": 1000.0, "v": 0.001, "volt": 0.001}  # of a unit in one mV
+_NO_GAIN = re.compile(r"[-+]?0*\.?0*(e[-+]?\d+)?($|[(/])", re.IGNORECASE)
 NO_UNIT = ("nu", "sd", "zscore")
 NO_DATE = datetime(1985, 1, 1)  # EDF+ has this where the date is withheld
 
@@ -115,11 +117,27 @@ def find_recordings(path: Path) -> list[Path]:
 
 def _segments(header: Path) -> list[Path]:
     """The segment records that a multi-segment header ("name/3 ...") lists; none for an ordinary one."""
-    with header.open(encoding="utf-8", errors="replace") as file:
-        lines = [line.split() for line in file if line.strip() and not line.startswith("#")]
+    lines = _header_lines(header)
     if not lines or "/" not in lines[0][0]:
         return []
     return [header.with_name(line[0]) for line in lines[1:]]
+
+
+def _header_lines(header: Path) -> list[list[str]]:
+    """The words of each line that is no comment."""
+    with header.open(encoding="utf-8", errors="replace") as file:
+        return [line.split() for line in file if line.strip() and not line.lstrip().startswith("#")]
+
+
+def _calibrated(header: Path) -> list[bool]:
+    """Whether each signal's gain is given; of a record in segments, as its first segment says.
+
+    A gain of 0, or none, says that the amplitude is not calibrated (WFDB header(5)); `wfdb` takes 200 counts per mV instead.
+    """
+    segments = _segments(header)
+    if segments:
+        header = segments[0].with_name(segments[0].name + ".hea")
+    return [len(words) > 2 and not _NO_GAIN.match(words[2]) for words in _header_lines(header)[1:]]
 
 
 def _existing(path: Path) -> Path:
@@ -141,6 +159,7 @@ def _read_wfdb(record: Path, leads: Mapping[str, str]) -> Recording:
     wfdb = _library("wfdb", record)
     try:
         _check_segments(wfdb.rdheader(str(record), rd_segments=True), record)
+        calibrated = _calibrated(record.with_name(record.name + ".hea"))
         r = wfdb.rdrecord(str(record), physical=False, smooth_frames=False)
         columns = r.e_d_signal if r.e_d_signal is not None else list(r.d_signal.T)
     except RecordingError:
@@ -155,9 +174,8 @@ def _read_wfdb(record: Path, leads: Mapping[str, str]) -> Recording:
         per_frame = r.samps_per_frame[c] if r.samps_per_frame else 1
         gain, baseline = float(r.adc_gain[c]), float(r.baseline[c])
         absent = counts == invalid if invalid is not None else np.zeros(len(counts), dtype=bool)
-        channels.append(
-            _Channel(r.sig_name[c] or "", counts, absent, float(r.fs) * per_frame, gain, baseline, r.units[c] or "mV")
-        )
+        unit = (r.units[c] or "mV") if calibrated[c] else "NU"  # no gain: the amplitude is lost
+        channels.append(_Channel(r.sig_name[c] or "", counts, absent, float(r.fs) * per_frame, gain, baseline, unit))
     start = r.base_datetime.replace(tzinfo=UTC) if r.base_datetime else None
     return _assemble(record, record.name, channels, leads, start, tuple(r.comments or ()))
 

@@ -105,6 +105,26 @@ def test_lost_amplitude_is_unit_nu(tmp_path: Path) -> None:
     assert read_recording(write_wfdb(tmp_path, "r", wave(100, 1), ["V1"], units=["NU"])).layout.unit == "NU"
 
 
+@pytest.mark.parametrize("gain", ["0", "0(7)/mV", "0.0/mV"])
+def test_a_gain_of_zero_says_that_the_amplitude_is_lost(tmp_path: Path, gain: str) -> None:
+    path = write_wfdb(tmp_path, "r", wave(100, 2), ["II", "V1"])
+    header = path.with_suffix(".hea")
+    assert read_recording(path).layout.unit == "mV"
+    text = header.read_text()
+    header.write_text(text.replace("1000.0(0)/mV", gain))
+    assert header.read_text() != text
+    assert read_recording(path).layout.unit == "NU"  # wfdb itself would say 200 counts per mV
+
+
+def test_a_header_does_not_reach_out_of_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    write_wfdb(tmp_path, "other", wave(100, 1), ["II"])
+    path = write_wfdb(tmp_path / "in", "r", wave(100, 1), ["II"])
+    path.with_suffix(".hea").write_text("r 1 500 100\n../other.dat 16 1000.0(0)/mV 16 0 0 0 0 II\n")
+    with pytest.raises(RecordingError, match="wfdb cannot read it"):
+        read_recording(path)
+
+
 def test_format_212(tmp_path: Path) -> None:
     counts = np.clip(wave(100, 2), -2047, 2047)
     counts[50, 1] = -2048  # the smallest value of 12 bits says "no sample"
