@@ -21,6 +21,7 @@ from encoders.signal import SignalError, canonical_lead
 __all__ = ["DicomChannel", "DicomError", "DicomWaveform", "is_dicom", "read_dicom"]
 
 MAGIC_AT, MAGIC = 128, b"DICM"
+COMPANDED = ("MB", "AB")  # mu-law and A-law bytes: no linear counts
 # the last number of an MDC ("2:61") or SCP-ECG ("5.6.3-9-61") lead code
 LEAD_CODES = {1: "I", 2: "II", 61: "III", 62: "aVR", 63: "aVL", 64: "aVF", **{2 + n: f"V{n}" for n in range(1, 7)}}
 
@@ -66,6 +67,8 @@ def read_dicom(path: Path, pydicom: Any) -> DicomWaveform:
             raise DicomError(f"it holds no waveform ({data.SOPClassUID.name if 'SOPClassUID' in data else 'no SOP class'})")
         chosen = max(range(len(groups)), key=lambda i: _worth(groups[i]))
         group = groups[chosen]
+        if (kind := str(group.WaveformSampleInterpretation)) in COMPANDED:
+            raise DicomError(f"its samples are companded ({kind}), not linear counts")
         counts = pydicom.waveforms.multiplex_array(data, chosen, as_raw=True)  # (T, C)
         start = _start(data, pydicom)
     if counts.dtype.kind == "u":  # "UB", "US": offset binary has no baseline of its own, the channel's stands for it

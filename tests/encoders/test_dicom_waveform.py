@@ -91,6 +91,11 @@ def test_it_is_found_by_suffix_and_by_its_own_mark(real: Path, tmp_path: Path) -
     assert read_recording(tmp_path / "IM0001").samples.shape == (12, 10_000)
 
 
+def _as_bytes(group: Any, kind: str) -> None:
+    group.WaveformBitsAllocated, group.WaveformSampleInterpretation = 8, kind
+    group.WaveformData = group.WaveformData[::2]
+
+
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
@@ -101,6 +106,7 @@ def test_it_is_found_by_suffix_and_by_its_own_mark(real: Path, tmp_path: Path) -
         ),
         (lambda d: setattr(d.WaveformSequence[0].ChannelDefinitionSequence[3], "ChannelSensitivity", "0"), "Sensitivity of 0"),
         (lambda data: setattr(data.WaveformSequence[0], "WaveformData", b"\0" * 8), "pydicom cannot read it"),
+        (lambda data: _as_bytes(data.WaveformSequence[0], "MB"), r"its samples are companded \(MB\), not linear"),
     ],
 )
 def test_what_cannot_be_used_says_why(changed: Callable[..., Path], change: Callable[[Any], None], problem: str) -> None:
