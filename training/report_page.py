@@ -154,8 +154,7 @@ def _look_at_losses(report: Report) -> list[str]:
         loss = entry.get("loss")
         if loss and loss["interval"] and loss["interval"][0] > 0:
             found.append(
-                f"{LEADS_TEXT[name].capitalize()} lose{'s' if name == 'I' else ''} {loss['value']:.3f} of macro AUROC "
-                f"({spread(loss['interval'])}) against 12."
+                f"{loss['value']:.3f} of macro AUROC ({spread(loss['interval'])}) is lost from 12 leads to {LEADS_TEXT[name]}."
             )
     for part, values in report.full["subgroups"].items():
         for value, m in values.items():

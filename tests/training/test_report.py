@@ -235,6 +235,26 @@ def test_the_head_warns(made: Report) -> None:
     assert "The card of EQUES/MedLLama3-JP-v2 forbids medical use" in text
 
 
+def test_what_falls_behind_by_more_than_chance_is_named(made: Report) -> None:
+    metrics = json.loads(json.dumps(made.metrics))
+    metrics["lead_sets"]["I+II"]["loss"] = {"labels": 2, "value": 0.01, "interval": [-0.002, 0.02]}
+    metrics["lead_sets"]["I"]["loss"] = {"labels": 2, "value": 0.03, "interval": [0.012, 0.05]}
+    part = {"labels": 2, "macro_auroc": 0.7, "macro_auroc_interval": [0.6, 0.79], "same_labels_all_records": 0.8}
+    metrics["lead_sets"]["12"]["subgroups"]["sex"]["F"] |= part
+    metrics["lead_sets"]["12"]["subgroups"]["sex"]["M"] |= part | {"macro_auroc_interval": [0.6, 0.81]}
+    metrics["lead_sets"]["12"]["calibration"] |= {"slope": 0.5, "slope_interval": [0.4, 0.7], "brier_skill_below_0": ["SR"]}
+    metrics["lead_sets"]["12"]["per_label"]["AFIB"]["predictive"]["sensitivity"]["value"] = 0.4
+    text = read(render(replace(made, metrics=metrics)))
+    part_of = text[text.index("To look at") : text.index("By leads")]
+    assert "0.030 of macro AUROC (0.012–0.050) is lost from 12 leads to lead I." in part_of
+    assert "to leads I and II" not in part_of
+    assert "Lower for sex F: 0.700 (0.600–0.790), all records 0.800, same 2 labels." in part_of
+    assert "sex M" not in part_of
+    assert "Probabilities are too extreme: calibration slope 0.50 (0.40–0.70), 1 is right." in part_of
+    assert "Worse than always saying the prevalence: SR." in part_of
+    assert "Found in fewer than half of their records at the threshold: AFIB 0.40." in part_of
+
+
 def test_metrics_json_holds_what_the_page_shows(made: Report) -> None:
     body = json.loads(told(made))
     assert body["data"] == {"name": "out", "digest": made.records.digest, "folds": [9]}
