@@ -13,13 +13,16 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from encoders import preprocess as chain
@@ -132,7 +135,7 @@ def _read(record: Annotated) -> _Row:
     try:
         recording = record.read() if record.read else read_recording(record.path, record.leads or None)
         prepared = chain.preprocess(recording.samples, recording.layout)
-    except (RecordingError, SignalError) as error:
+    except (RecordingError, SignalError, OSError) as error:
         return _Row(record, None, "", 0.0, str(error).replace(str(record.path), record.record))
     reason = f"cannot be scored: {prepared.reason}" if prepared.reason else suspicious(recording)
     return _Row(record, None if reason else prepared, recording.layout.unit, recording.layout.fs, reason)
@@ -180,9 +183,19 @@ class _Writer:
         self.records += len(rows)
         self.held = []
 
-    def close(self) -> None:
+    def finish(self) -> None:
+        """Write what is held, and the index."""
         self._flush()
         self.index.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """After an error the file is let go, whatever becomes of it."""
+        if kind is not None:
+            with suppress(OSError):
+                self.index.close()
 
 
 def _entry(record: Annotated, window: chain.Prepared, row: _Row, digest: str, shard: str, position: int) -> dict[str, Any]:
@@ -230,19 +243,21 @@ def prepare(
         raise PrepareError(f"{out} is not empty; give a new directory")
     out.mkdir(parents=True, exist_ok=True)
     skipped = [item for source in sources for item in source.skipped]
-    writer = _Writer(out, shard)
     try:
-        for row in _rows(records):
-            advance(1)
-            reason = row.reason or writer.add(row)
-            if reason:
-                skipped.append((row.annotated.record, reason))
-    finally:
-        writer.close()
-    if not writer.records:
-        raise PrepareError(f"none of {len(records)} records could be read; the first: {skipped[0] if skipped else 'no record'}")
-    manifest = _manifest(sources, writer, skipped, command)
-    (out / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        with _Writer(out, shard) as writer:
+            for row in _rows(records):
+                advance(1)
+                reason = row.reason or writer.add(row)
+                if reason:
+                    skipped.append((row.annotated.record, reason))
+            writer.finish()
+        if not writer.records:
+            first = skipped[0] if skipped else "no record"
+            raise PrepareError(f"none of {len(records)} records could be read; the first: {first}")
+        manifest = _manifest(sources, writer, skipped, command)
+        (out / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    except (OSError, SafetensorError) as error:
+        raise PrepareError(f"{out}: cannot be written ({error}); make room, remove it and prepare again") from None
     return manifest
 
 

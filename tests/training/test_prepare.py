@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import resource
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from encoders.preprocess import VERSION, preprocess
-from encoders.recordings import read_recording
+from encoders.recordings import Recording, read_recording
 from encoders.signal import ABSENT
 from training.data import DataSet
 from training.prepare import PrepareError, check_patients, file_digest, prepare, split_of, suspicious
@@ -128,6 +129,28 @@ def test_what_cannot_be_used_is_left_out_and_listed(tmp_path: Path) -> None:
     assert sum(told) == 5
     assert manifest["records"] == 1
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["command"] == "cmd"
+
+
+def test_a_file_that_fails_while_it_is_read_is_one_record_left_out(tmp_path: Path) -> None:
+    def fails() -> Recording:
+        raise OSError(5, "Input/output error")
+
+    broken = replace(annotated(tmp_path / "broken"), read=fails)
+    manifest = prepare([source(broken, annotated(record(tmp_path, "good", noise(1))))], tmp_path / "out")
+    assert manifest["records"] == 1
+    assert {"record": "s/broken", "reason": "[Errno 5] Input/output error"} in manifest["skipped"]
+
+
+def test_a_full_disk_names_the_directory(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    good = annotated(record(tmp_path, "good", noise(1)))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))  # a shard of one record is larger
+    try:
+        with pytest.raises(PrepareError, match=r"out: cannot be written \(.*\); make room, remove it and prepare again"):
+            prepare([source(good)], tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not (tmp_path / "out" / "manifest.json").exists()
 
 
 def test_two_leads_are_masked_and_derived(tmp_path: Path) -> None:
