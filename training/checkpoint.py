@@ -92,11 +92,14 @@ def load_checkpoint(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any]]
     side = directory / "checkpoint.json"
     if not side.is_file():
         raise CheckpointError(f"{side}: no checkpoint; start a run with `ecg-train train --out {directory}`")
-    state = json.loads(side.read_text(encoding="utf-8"))
-    path = directory / state["tensors"]
+    try:
+        state = json.loads(side.read_text(encoding="utf-8"))
+        path, wanted = directory / Path(state["tensors"]).name, state["sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{side}: no sidecar of a checkpoint ({error!r}); copy the run again, or begin anew") from None
     found = file_digest(path) if path.is_file() else "no such file"
-    if found != state["sha256"]:
-        raise CheckpointError(f"{path}: sha256 {state['sha256']} expected, found {found}")
+    if found != wanted:
+        raise CheckpointError(f"{path}: sha256 {wanted} expected, found {found}")
     try:
         return load_file(path), state
     except SafetensorError as error:

@@ -158,7 +158,7 @@ commit {last["commit"] or "unknown"}.
 How far it is: `checkpoint.json` ("epoch", "step"). Each epoch's loss: `log.jsonl`. Settings, versions, digests: `run.json`.
 Data set {data["digest"][:16]}, text {text["digest"][:16]} ({text["model"]}, {text["language"]}).
 
-Begun with:
+Begun with (of a path outside the working directory only the last part is kept: give it in full again):
 
     {command}
 

@@ -212,3 +212,7 @@ def test_altered_checkpoints_are_refused(tmp_path: Path) -> None:
     (tmp_path / "step-00000001.safetensors").write_bytes(b"other")
     with pytest.raises(CheckpointError, match=r"step-00000001\.safetensors: sha256 \w+ expected, found \w+"):
         load_checkpoint(tmp_path)
+    for text in ('{"step": 1, "tens', "{}", "[1]"):
+        (tmp_path / "checkpoint.json").write_text(text)
+        with pytest.raises(CheckpointError, match=r"checkpoint\.json: no sidecar of a checkpoint"):
+            load_checkpoint(tmp_path)
