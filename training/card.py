@@ -118,7 +118,7 @@ def _results(bank: LabelBank, metrics: dict[str, Any]) -> str:
         )
     return f"""## Results
 
-Fold {_list(report["folds"])} ({report["records"]} records), not used for weights, calibration or thresholds; scored once.
+Fold {_list(report["folds"])} ({report["records"]} records), not used for weights, calibration or thresholds, fixed before.
 In brackets the 95 % interval, patients drawn with replacement.
 Labels with at least 10 positives and 10 negatives there; a label that the leads do not allow does not count.
 
@@ -179,6 +179,11 @@ fewer, so that the figures say little. PPV / NPV: by sensitivity and specificity
 {chr(10).join(rows)}"""
 
 
+def _origin(sources: dict[str, int]) -> str:
+    total, largest = sum(sources.values()), max(sources, key=sources.__getitem__)
+    return f"{total:,} records, {100 * sources[largest] / total:.0f} % of them from the folder {largest}"
+
+
 def _limits(bank: LabelBank, metrics: dict[str, Any]) -> str:
     unsupported = metrics["unsupported_labels"]
     critical = [label.id for label in bank.labels if label.urgency == "critical" and label.tier != "unsupported"]
@@ -191,10 +196,10 @@ def _limits(bank: LabelBank, metrics: dict[str, Any]) -> str:
   {len(metrics["evaluated_labels"])} of them are `evaluated`.
   {len(unsupported)} are `unsupported`: they have names and rows but no evidence, and no probability is given.
   {said}: silence about such a label says nothing.
-- A few thousand records, mostly from one country and one archive; probabilities hold at the prevalence of these data.
+- {_origin(metrics["sources"])}; probabilities hold at the prevalence of these data.
 - The held-out records hold few positives of most labels: their calibration is held near the pooled one, and below 5 held-out
   positives no threshold is given. Intervals tell the chance of the records drawn, not of the seed.
-- Subgroups by sex, age, unit, source and quality grade: metrics.json, where the data tell them. Most have too few cases.
+- Subgroups by sex, age, unit, source and quality grade: metrics.json, where the data tell them and cases suffice.
 - Ischaemia, infarction and voltage statements need all 12 leads. Normality is not stated from fewer than 12 leads.
 
 Unsupported: {", ".join(unsupported) or "none"}."""
