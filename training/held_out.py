@@ -64,7 +64,7 @@ def by_crossval(directory: Path, config: TrainConfig, train: DataSet) -> HeldOut
             "`ecg-train crossval --refit` makes it"
         )
     found = read_crossval(directory, train.directory, train.labels)
-    ours, theirs = config.as_dict(), found.told["config"]
+    ours, theirs = config.as_dict(), TrainConfig.of(found.told["config"]).as_dict()  # a younger key has its default there
     if different := [k for k, v in ours.items() if k not in MAY_DIFFER and theirs.get(k) != v]:
         said = "; ".join(f"{k}: {theirs.get(k)!r} there, {ours[k]!r} here" for k in different)
         raise ProtocolError(f"{directory} cross-validated another recipe: {said[:600]}")

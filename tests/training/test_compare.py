@@ -92,6 +92,26 @@ def test_the_table_holds_the_mean_over_seeds_of_labels_with_enough_cases(
     assert "difference" not in entry
 
 
+def test_superclasses_do_not_depend_on_the_scale_of_a_label(
+    prepared: Path, labels: tuple[Statement, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.metrics.MIN_CASES", 3)
+    monkeypatch.setattr("training.calibration.PULL", 0.0)
+    parts = {name: DataSet(prepared, labels, folds) for name, folds in work.PARTS.items()}
+    active = parts["held_out"].positives() >= 3
+    rng = np.random.default_rng(0)
+    logits = {name: (part.stated + rng.standard_normal(part.stated.shape)).astype(np.float32) for name, part in parts.items()}
+    shift = np.linspace(-9, 9, len(labels), dtype=np.float32)  # of each label; the order within it stays
+    moved = {name: z + shift for name, z in logits.items()}
+    runs = {name: {1: work._Predicted(z, active, {})} for name, z in (("as it is", logits), ("moved", moved))}
+    told = work._superclasses(parts, runs | {"not run": {}}, active)
+    assert set(told) == {"as it is", "moved"}
+    before = told["as it is"]
+    assert before is not None
+    assert before > 0.55
+    assert told["moved"] == pytest.approx(before, abs=0.005)
+
+
 def test_a_row_that_was_not_run_says_so(done: Path, prepared: Path, labels: tuple[Statement, ...]) -> None:
     table = markdown(tabulate(ROWS, "reference", prepared, labels, done, resampled=50))
     assert "| never | too slow | not run |" in table
@@ -107,6 +127,16 @@ def test_a_finished_run_is_left_as_it_is(done: Path, prepared: Path, text: TextB
 
     assert run_row(ROWS[1], 1, TINY, prepared, labels, text, done, report=never)
     assert path.stat().st_mtime_ns == before
+
+
+def test_a_run_of_another_recipe_is_neither_kept_nor_shown(
+    done: Path, prepared: Path, text: TextBank, labels: tuple[Statement, ...]
+) -> None:
+    with pytest.raises(CompareError, match=r"other-1 is a run of another recipe: epochs: 1 there, 4 here; give another --out"):
+        run_row(ROWS[1], 1, replace(TINY, epochs=4), prepared, labels, text, done)
+    changed = (ROWS[0], replace(ROWS[1], set={"objective": "bank_softmax"}))
+    with pytest.raises(CompareError, match=r"objective: 'supervised' there, 'bank_softmax' here"):
+        tabulate(changed, "reference", prepared, labels, done)
 
 
 def test_a_run_that_was_stopped_goes_on(
