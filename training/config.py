@@ -100,6 +100,10 @@ class TrainConfig:
     """Decay of the moving average of the weights, which is what is evaluated and exported; 0 turns it off."""
     train_folds: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7)
     """Folds that weights are fitted on."""
+    train_share: float = 1.0
+    """Share of the patients of the training folds, drawn by seed, a smaller one within a larger: points of a learning curve."""
+    leave_source: str = ""
+    """A folder of the data set whose records do not train, to see how a model does on data from elsewhere."""
     calibration_folds: tuple[int, ...] = (CALIBRATION_FOLD,)
     """Folds that calibration and thresholds are fitted on, disjoint from the training folds; empty: by cross-validation."""
     seed: int = 1
@@ -153,6 +157,7 @@ class TrainConfig:
         need(0 <= self.mains <= 100, "mains", "must be 0 to 100")
         need(0 <= self.padding <= 1, "padding", "must be 0 to 1")
         need(0 <= self.ema < 1, "ema", "must be 0 to below 1")
+        need(0 < self.train_share <= 1, "train_share", "must be above 0, at most 1")
         for key in ("train_folds", "calibration_folds"):
             folds = getattr(self, key)
             some = len(folds) > 0 or key == "calibration_folds"  # none: calibrated by cross-validation

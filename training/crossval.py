@@ -80,6 +80,8 @@ def crossval(
 
     With resume, runs in `out` are continued and finished ones used as they are. Raises Stopped, ProtocolError and as `train`.
     """
+    if config.train_share < 1:
+        raise ProtocolError(f"train_share = {config.train_share}: a learning curve is made by `compare`; cross-validate with 1")
     whole = DataSet(directory, labels, DEVELOPMENT)
     check_development(whole, "cross-validation")
     fold = np.array([row["fold"] for row in whole.index], dtype=np.int8)
@@ -95,7 +97,7 @@ def crossval(
             {
                 "run": run_name(group),
                 "held_out": list(group),
-                "records": len(training),
+                "records": len(training.for_training(config)),
                 "held_out_records": len(held_out),
                 "epochs": trained.state["epoch"],
                 "steps": trained.state["step"],
@@ -167,9 +169,9 @@ def _predictions(
 
 def _judged(whole: DataSet, p: Predictions, fold: NDArray[np.int8], config: TrainConfig) -> dict[str, Any]:
     """Metrics of the out-of-fold predictions, calibrated by those of the other three groups, and each label's support."""
-    positives, held_out = whole.positives(), count_evidence(p.y & p.known, p.index)
+    positives, held_out = whole.for_training(config).positives(), count_evidence(p.y & p.known, p.index)
     candidates = (positives >= MIN_POSITIVES) & (held_out > 0)
-    evidence = Evidence.uncalibrated(candidates, prevalence_of(whole))
+    evidence = Evidence.uncalibrated(candidates, prevalence_of(whole.for_training(config)))
     identity = np.where(candidates[:, None], np.array([1.0, 0.0]), np.nan)
     weights = resamples([row["patient"] for row in whole.index])
     calibrated = replace(p, logits=_cross_fitted(p, fold, candidates))

@@ -122,12 +122,35 @@ class DataSet:
 
     def stating(self) -> DataSet:
         """The same without the records that state none of the labels."""
-        stated = np.asarray(self.stated.any(axis=1))
+        return self._only(np.asarray(self.stated.any(axis=1)))
+
+    def of_patients(self, share: float, seed: int) -> DataSet:
+        """The same with this share of the patients, drawn by seed; what a smaller share holds, a larger one holds too."""
+        if share == 1:
+            return self
+        drawn = sorted({row["patient"] for row in self.index}, key=lambda p: hashlib.sha256(f"{seed}:{p}".encode()).digest())
+        kept = set(drawn[: max(1, round(share * len(drawn)))])
+        return self._only(np.array([row["patient"] in kept for row in self.index]))
+
+    def for_training(self, config: TrainConfig) -> DataSet:
+        """What a run of this config is fitted on. Raises DataError where `leave_source` names no folder of these records."""
+        out = self
+        if name := config.leave_source:
+            there = np.array([row["source"].split("/")[0] for row in self.index])
+            if name not in there or (there == name).all():
+                raise DataError(
+                    f"leave_source = {name}: one of several folders is needed, there is {', '.join(sorted(set(there)))}"
+                )
+            out = self._only(there != name)
+        return out.of_patients(config.train_share, config.seed)
+
+    def _only(self, keep: NDArray[np.bool_]) -> DataSet:
+        """keep: (N,)."""
         out = self._copy()
-        out.index = [row for row, any_label in zip(self.index, stated, strict=True) if any_label]
-        out.mask = self.mask[stated]
+        out.index = [row for row, kept in zip(self.index, keep, strict=True) if kept]
+        out.mask = self.mask[keep]
         if self.taught_logits is not None:
-            out.teacher, out.taught_logits = self.teacher, self.taught_logits[stated]
+            out.teacher, out.taught_logits = self.teacher, self.taught_logits[keep]
         return out
 
     def taught(self, teacher: Teacher) -> DataSet:

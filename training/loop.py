@@ -133,6 +133,7 @@ def train(
     ParallelError, TraineeError, FloatingPointError, ProtocolError where a record of fold 9 or 10 is among them.
     """
     check_development(data, "training")
+    data = data.for_training(config)
     world = world or World(device=pick_device(config.device, config.amp))
     if config.needs_captions:
         data = data.stating()  # a record without a label has no caption

@@ -27,10 +27,10 @@ class ScorerError(ValueError):
 
 
 def open_run(run: Path, data: Path, text: Path) -> tuple[Trained, DataSet, TextBank]:
-    """A run directory -> its averaged model, its training folds, its text. Raises CheckpointError."""
+    """A run directory -> its averaged model, what it was trained on, its text. Raises CheckpointError."""
     _, state = load_checkpoint(run)
     settings = TrainConfig.of(state["config"])
-    records = DataSet(data, select(read_vocabulary(), settings.labels), settings.train_folds)
+    records = DataSet(data, select(read_vocabulary(), settings.labels), settings.train_folds).for_training(settings)
     bank = TextBank.load(text)
     return load_trained(run, records, bank), records, bank
 
@@ -64,8 +64,9 @@ def open_scorer(
 
 
 def prevalence_of(train: DataSet) -> NDArray[np.float64]:
-    """(L,) share of the records that know a label which state it; NaN where none knows it."""
+    """(L,) share of the records that know a label, and whose leads show it, which state it; NaN where none does."""
     y, known = train.targets
+    known = known & train.assessable(train.mask)
     total = known.sum(axis=0)
     out = np.full(len(total), np.nan)
     np.divide((y & known).sum(axis=0), total, out=out, where=total > 0)

@@ -180,7 +180,9 @@ def test_labels_left_out_are_scored_by_all_that_is_known_of_them(prepared: Path,
     assert told["SR"]["auroc"] == 0.5
 
 
-def test_a_label_that_no_model_trained_has_no_tier(prepared: Path, labels: tuple[Statement, ...]) -> None:
+def test_a_label_that_no_model_trained_has_no_tier(
+    prepared: Path, labels: tuple[Statement, ...], text: TextBank, tmp_path: Path
+) -> None:
     whole = DataSet(prepared, labels, DEVELOPMENT)
     fold = np.array([row["fold"] for row in whole.index], dtype=np.int8)
     logits = np.random.default_rng(0).standard_normal(whole.stated.shape).astype(np.float32)
@@ -189,6 +191,8 @@ def test_a_label_that_no_model_trained_has_no_tier(prepared: Path, labels: tuple
     sr = [s.id for s in labels].index("SR")
     assert support["SR"] == {"training": int(whole.positives()[sr]), "out_of_fold": 0, "tier": "unsupported"}
     assert support["NORM"]["tier"] == "evaluated"
+    with pytest.raises(ProtocolError, match=r"train_share = 0.5: a learning curve is made by `compare`"):
+        crossval(replace(TINY, train_share=0.5), prepared, labels, text, tmp_path)
     with pytest.raises(ConfigError, match=r"superclass_weight: must be 0 with leave_out"):
         replace(TINY, leave_out=("SR",), superclass_weight=0.3)
 

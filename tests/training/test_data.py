@@ -64,8 +64,7 @@ def test_targets_of_real_records(data: DataSet) -> None:
     assert not known[row, ids.index("LAD")]  # no heart axis given
     challenge = [i for i, r in enumerate(data.index) if r["source"].startswith("challenge")]
     assert not known[challenge, ids.index("NORM")].any()
-    shown = y & data.assessable(data.mask)  # one record lacks two leads, and states a voltage
-    assert data.positives().tolist() == shown.sum(axis=0).tolist() != y.sum(axis=0).tolist()
+    assert data.positives().tolist() == (y & data.assessable(data.mask)).sum(axis=0).tolist()
 
 
 def test_what_the_leads_do_not_show_is_no_evidence(data: DataSet, prepared: Path, core: tuple[Statement, ...]) -> None:
@@ -74,6 +73,28 @@ def test_what_the_leads_do_not_show_is_no_evidence(data: DataSet, prepared: Path
     before, after = (dict(zip((s.id for s in core), d.positives(), strict=True)) for d in (data, two))
     assert after["SR"] == before["SR"] > 0
     assert before["CLBBB"] > 0 == after["CLBBB"]
+
+
+def test_a_share_of_the_patients_is_drawn_whole_and_within_a_larger_share(data: DataSet) -> None:
+    half, quarter = (data.of_patients(share, 1) for share in (0.5, 0.25))
+    everyone, more, fewer = ({row["patient"] for row in d.index} for d in (data, half, quarter))
+    assert len(more) == round(0.5 * len(everyone))
+    assert len(fewer) == round(0.25 * len(everyone))
+    assert fewer < more < everyone
+    assert [row for row in data.index if row["patient"] in fewer] == quarter.index
+    assert quarter.mask.tolist() == [row["mask"] for row in quarter.index]
+    assert {row["patient"] for row in data.of_patients(0.5, 2).index} != more
+    assert data.of_patients(1.0, 1) is data
+
+
+def test_a_folder_that_is_left_out_does_not_train(data: DataSet) -> None:
+    left = data.for_training(TrainConfig(leave_source="challenge"))
+    assert {row["source"] for row in left.index} == {"ptbxl"} < {row["source"] for row in data.index}
+    assert len(left.for_training(TrainConfig(train_share=0.5))) < len(left)
+    with pytest.raises(DataError, match=r"leave_source = nowhere: one of several folders is needed, there is challenge, ptbxl"):
+        data.for_training(TrainConfig(leave_source="nowhere"))
+    with pytest.raises(DataError, match="leave_source = ptbxl"):
+        left.for_training(TrainConfig(leave_source="ptbxl"))
 
 
 def test_windows_of_one_patient_are_evidence_once() -> None:
