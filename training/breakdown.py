@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from encoders.signal import FS
 from training.bootstrap import interval, macro
 from training.metrics import aurocs, enough
 from training.published import NOISY
 
-__all__ = ["TASKS", "Task", "subgroups", "task_metrics"]
+__all__ = ["TASKS", "Task", "false_positives", "subgroups", "task_metrics"]
 
 AGES = (40, 65, 80)  # years, where bands begin
 
@@ -81,6 +82,33 @@ def _part(
         "macro_auroc_interval": interval(macro(here)) if labels else None,
         "same_labels_all_records": float(macro(everywhere)[0]) if labels else None,
         "per_label": labels,
+    }
+
+
+def false_positives(
+    p: Floats, thresholds: Floats, y: Bools, known: Bools, index: Sequence[Row], ids: Sequence[str], weights: Weights
+) -> dict[str, Any] | None:
+    """How often each label with a threshold is said wrongly of windows of long recordings; None where there are none.
+
+    per_hour: windows at or above the threshold that are known not to have the finding, an hour of such signal, with the
+    patient-level interval. p, y, known: (N, L); thresholds: (L,), NaN without one. Windows count by their valid length.
+    """
+    hours = np.array([row["n_valid"] / FS / 3600 if row.get("window") is not None else 0.0 for row in index])
+    if not hours.any():
+        return None
+    out: dict[str, dict[str, Any]] = {}
+    for j in np.flatnonzero(np.isfinite(thresholds)).tolist():
+        absent = (known[:, j] & ~y[:, j]) & (hours > 0)
+        wrong = absent & (p[:, j] >= thresholds[j])
+        if not absent.any():
+            continue
+        signal = weights @ np.where(absent, hours, 0.0)
+        rate = np.divide(weights @ wrong, signal, out=np.full(len(signal), np.nan), where=signal > 0)
+        patients = len({row["patient"] for row, there in zip(index, absent, strict=True) if there})
+        out[ids[j]] = {"windows": int(wrong.sum()), "hours": float(signal[0]), "patients": patients}
+        out[ids[j]] |= {"per_hour": float(rate[0]), "per_hour_interval": interval(rate)}
+    return {"hours": float(hours.sum()), "patients": len({r["patient"] for r, h in zip(index, hours, strict=True) if h})} | {
+        "per_label": out
     }
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from training.bootstrap import interval, macro, resamples
-from training.breakdown import subgroups, task_metrics
+from training.breakdown import false_positives, subgroups, task_metrics
 from training.data import LEAD_SET_BITS, DataSet
 from training.metrics import PREVALENCES, aurocs, decisions, label_metrics, predictive_values, summary
 from training.ptbxl_groups import group_metrics, missing
@@ -116,6 +116,9 @@ def judge(p: Predictions, evidence: Evidence, weights: Weights) -> tuple[dict[st
         out["calibration"] = reliability(probabilities, p.y, known, p.ids, weights)
     if np.isfinite(evidence.thresholds).any():
         out["decisions"] = decisions(probabilities, evidence.thresholds, p.y, known)
+        wrong = false_positives(probabilities, evidence.thresholds, p.y, known, p.index, p.ids, weights)
+        if wrong is not None:
+            out["false_positives"] = wrong
         for j, name in enumerate(p.ids):
             if name in labels and np.isfinite(evidence.thresholds[j]):
                 labels[name]["predictive"] = predictive_values(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from training.bootstrap import resamples
-from training.breakdown import Task, subgroups, task_metrics
+from training.breakdown import Task, false_positives, subgroups, task_metrics
 from training.ptbxl_groups import CODES, FORM, RHYTHM, SUBCLASS, SUPERCLASS, group_metrics, missing
 from training.vocabulary import Statement, read_vocabulary, select
 
@@ -31,6 +31,29 @@ def test_each_part_is_measured_on_its_own_records() -> None:
     assert (out["sex"]["M"]["records"], out["sex"]["M"]["macro_auroc"]) == (39, 0.0)
     assert {k: v["records"] for k, v in out["age"].items()} == {"0-39": 20, "40-64": 20, "80+": 40}
     assert out["unit"]["mV"]["patients"] == 40
+
+
+def test_false_positives_are_counted_an_hour_of_long_signal_without_the_finding() -> None:
+    index = [{"patient": f"p{i // 360}", "window": i, "n_valid": 5000} for i in range(720)]  # two hours, an hour a patient
+    index += [{"patient": "q", "window": None, "n_valid": 5000}] * 10
+    p, y, known = np.zeros((730, 2)), np.zeros((730, 2), dtype=bool), np.ones((730, 2), dtype=bool)
+    p[:12, 0] = 0.9
+    p[360:364, 0] = 0.9
+    p[720:, 0] = 0.9  # wrong too, but no long recording
+    y[:2, 0] = True  # right
+    known[2:6, 0] = False  # nobody knows
+    weights = np.array([np.ones(730), np.repeat([2.0, 0.0, 0.0], [360, 360, 10]), np.repeat([0.0, 2.0, 0.0], [360, 360, 10])])
+    out = false_positives(p, np.array([0.5, np.nan]), y, known, index, ["A", "B"], weights)
+    assert out is not None
+    assert (out["hours"], out["patients"], set(out["per_label"])) == (pytest.approx(2), 2, {"A"})
+    a = out["per_label"]["A"]
+    assert (a["windows"], a["patients"]) == (6 + 4, 2)
+    assert a["hours"] == pytest.approx(714 / 360)
+    assert a["per_hour"] == pytest.approx(10 * 360 / 714)
+    assert a["per_hour_interval"] == pytest.approx(np.percentile([6 * 360 / 354, 4.0], (2.5, 97.5)).tolist())
+    assert (
+        false_positives(p[720:], np.array([0.5, 0.5]), y[720:], known[720:], index[720:], ["A", "B"], weights[:, 720:]) is None
+    )
 
 
 def test_a_part_without_cases_has_no_figure() -> None:
