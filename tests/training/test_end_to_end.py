@@ -189,7 +189,7 @@ def ids(artifact: Artifact) -> list[str]:
 
 
 def test_zero_shot_needs_a_run_and_tells_of_supersets(made: Made) -> None:
-    arguments = ["--data", made.data, "--text", made.text, "--zero-shot", "--fold", 6, "--fold", 7, "--fold", 8]
+    arguments = ["--data", made.data, "--text", made.text, "--zero-shot", *(a for f in range(1, 10) for a in ("--fold", f))]
     told = json.loads(run("evaluate", made.run, *arguments, "--json").stdout)
     assert told["whitened"]
     assert told["per_superset"]["IVC"]["sentence"].startswith("This ECG shows ")
@@ -235,6 +235,7 @@ def test_evaluate_gives_the_same_for_run_and_artifact(made: Made, monkeypatch: p
     assert report["12"]["macro_auroc"] == by_run["lead_sets"]["12"]["macro_auroc"]
     shown = run("evaluate", made.artifact, "--data", made.data).stdout
     assert "AUROC" in shown
+    assert "5 positives and 5 negatives" in " ".join(shown.split())
     assert "calibration: slope" in shown
     assert by_artifact["lead_sets"]["12"]["calibration"]["entries"] > 100
     assert "calibration" not in by_run["lead_sets"]["12"]  # a run is not calibrated before export
