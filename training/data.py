@@ -288,11 +288,15 @@ def _read_manifest(directory: Path) -> tuple[dict[str, Any], str]:
     if not path.is_file():
         raise DataError(f"{path}: no such file; make the data set with `ecg-train prepare FOLDER --out {directory}`")
     raw = path.read_bytes()
-    manifest = json.loads(raw)
+    try:
+        manifest = json.loads(raw)
+        files = manifest["files"].items()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: no manifest of a data set ({error!r}); prepare again") from None
     if manifest.get("preprocess") != chain.VERSION:
         raise DataError(
             f"{path}: prepared by preprocess version {manifest.get('preprocess')}, this is {chain.VERSION}; prepare again"
         )
-    for name, entry in manifest["files"].items():
+    for name, entry in files:
         _check_file(directory / name, entry)
     return dict(manifest), hashlib.sha256(raw).hexdigest()

@@ -6,6 +6,7 @@ general statements beside specific ones (training/relations.py). Signals are not
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -56,7 +57,21 @@ def read_source(
     recordings (training/long_recordings.py).
     """
     folder = folder if folder.name.strip(".") else folder.resolve()  # "." and ".." are no names
-    vocabulary = tuple(vocabulary)
+    try:
+        return _by_layout(folder, tuple(vocabulary), likelihood, labels, declares, hdf5_unit, window_step_s)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise SourceError(f"{labels or folder}: a table is no CSV in UTF-8 ({error}); save it as CSV in UTF-8") from None
+
+
+def _by_layout(
+    folder: Path,
+    vocabulary: tuple[Statement, ...],
+    likelihood: Likelihood,
+    labels: Path | None,
+    declares: str,
+    hdf5_unit: str,
+    window_step_s: float,
+) -> Source:
     codes = by_code(vocabulary)
     if labels is not None or (folder / TABLE).is_file():
         return read_labelled(folder, labels or folder / TABLE, vocabulary, declares)

@@ -238,3 +238,7 @@ def test_damaged_or_foreign_data_are_refused(prepared: Path, core: tuple[Stateme
     (copy / "manifest.json").write_text(json.dumps({**manifest, "preprocess": "0"}))
     with pytest.raises(DataError, match="prepared by preprocess version 0"):
         DataSet(copy, core, TRAIN)
+    for text in ('{"files": {', "{}", "[]"):
+        (copy / "manifest.json").write_text(text)
+        with pytest.raises(DataError, match=r"manifest\.json: no manifest of a data set .*; prepare again"):
+            DataSet(copy, core, TRAIN)

@@ -121,6 +121,13 @@ def test_a_wrong_table_is_refused_by_row(read, rows: list[str], problem: str) ->
         read(*rows)
 
 
+def test_a_table_in_another_encoding_is_refused(folder: Path, tmp_path: Path, vocabulary: tuple[Statement, ...]) -> None:
+    table = tmp_path / "sjis.csv"
+    table.write_bytes("record,labels,patient\nc1,SR,山田\n".encode("cp932"))
+    with pytest.raises(SourceError, match=r"sjis\.csv: a table is no CSV in UTF-8 .*; save it as CSV in UTF-8"):
+        read_source(folder, vocabulary, labels=table)
+
+
 def test_many_faults_are_told_at_once_but_not_all(read) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(SourceError, match=r"row 2: .*row 6: .*; and 2 more$"):
         read(*(f"r{i},nonsense" for i in range(7)))
