@@ -18,9 +18,13 @@ OURS = ("training", "encoders")
 
 
 def named(argument: str) -> str:
-    """A path inside the working directory as seen from there, one outside as its last component: no record names a machine."""
+    """A path inside the working directory as seen from there, one outside as its last component, of an address its scheme: no
+    record names a machine or a password.
+    """
     option, equals, value = argument.partition("=") if argument.startswith("-") else ("", "", argument)
-    if ("/" not in value and value != "..") or "://" in value:
+    if "://" in value:
+        return f"{option}{equals}{value.partition('://')[0]}://HOST"
+    if "/" not in value and value != "..":
         return argument
     path = Path(os.path.abspath(value))
     shown = str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else path.name

@@ -210,11 +210,11 @@ def test_records_of_a_command_name_no_machine(monkeypatch: pytest.MonkeyPatch, t
         "--labels",
         "SR,VF",
     ]
-    arguments += [str(tmp_path / "runs" / "a b"), "redis://host/0", "8"]
+    arguments += [str(tmp_path / "runs" / "a b"), "redis://host/0", "--redis=rediss://me:secret@host:6379/0", "8"]
     monkeypatch.setattr(sys, "argv", ["/opt/bin/ecg-train", *arguments])
     assert command_line() == (
         "ecg-train labels --model EQUES/MedLLama3-JP-v2 --data=data ptbxl "
-        f"{tmp_path.parent.name} --labels SR,VF 'runs/a b' redis://host/0 8"
+        f"{tmp_path.parent.name} --labels SR,VF 'runs/a b' redis://HOST --redis=rediss://HOST 8"
     )
     monkeypatch.setattr(sys, "argv", ["ecg-train", "prepare", "/elsewhere/ecg/challenge"])
     assert command_line() == "ecg-train prepare challenge"
