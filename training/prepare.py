@@ -28,6 +28,7 @@ from safetensors.numpy import save_file
 from encoders import preprocess as chain
 from encoders.recordings import Recording, RecordingError, read_recording
 from encoders.signal import ABSENT, SignalError
+from training.duplicates import Seen
 from training.sources import CALIBRATION_FOLD, TEST_FOLD, VALIDATION_FOLD, Annotated, Source
 
 __all__ = [
@@ -147,7 +148,7 @@ class _Writer:
     def __init__(self, out: Path, shard: int) -> None:
         self.out, self.size = out, shard
         self.held: list[tuple[Annotated, chain.Prepared, _Row, str]] = []
-        self.signals: dict[str, tuple[str, int]] = {}  # digest -> record, fold
+        self.seen = Seen()
         self.duplicates: dict[str, None] = {}  # ordered
         self.splits: Counter[str] = Counter()
         self.positives: Counter[str] = Counter()
@@ -160,7 +161,7 @@ class _Writer:
         window, record = row.prepared, row.annotated
         assert window is not None
         digest = hashlib.sha256(window.x.tobytes()).hexdigest()[:32]
-        name, fold = self.signals.setdefault(digest, (record.record, record.fold))
+        name, fold = self.seen.first(window.x, window.mask, record.record, record.fold)
         if fold != record.fold:
             return f"same signal as {name}, but that is in {_place(fold)}, this in {_place(record.fold)}"
         if name != record.record:

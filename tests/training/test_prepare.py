@@ -19,6 +19,7 @@ from encoders.preprocess import VERSION, preprocess
 from encoders.recordings import Recording, read_recording
 from encoders.signal import ABSENT
 from training.data import DataSet
+from training.duplicates import Seen
 from training.prepare import PrepareError, check_patients, file_digest, prepare, split_of, suspicious
 from training.sources import Annotated, Source, read_source
 from training.vocabulary import Statement
@@ -139,6 +140,30 @@ def test_a_file_that_fails_while_it_is_read_is_one_record_left_out(tmp_path: Pat
     manifest = prepare([source(broken, annotated(record(tmp_path, "good", noise(1))))], tmp_path / "out")
     assert manifest["records"] == 1
     assert {"record": "s/broken", "reason": "[Errno 5] Input/output error"} in manifest["skipped"]
+
+
+@pytest.mark.parametrize("gain", [0.37, 0.05])  # 0.4 and 3 counts' rounding
+def test_a_copy_with_another_gain_is_the_same_signal(tmp_path: Path, gain: float) -> None:
+    counts = noise(5)
+    one = annotated(record(tmp_path, "one", counts), 1)
+    copy = annotated(record(tmp_path, "copy", np.rint(counts * gain)), 2)
+    header = tmp_path / "copy.hea"
+    header.write_text(header.read_text().replace("1000(0)/mV", f"{1000 * gain:g}(0)/mV"))
+    other = annotated(record(tmp_path, "other", noise(6)), 2)
+    manifest = prepare([source(one, copy, other)], tmp_path / "out")
+    reasons = {e["record"]: e["reason"] for e in manifest["skipped"]}
+    assert reasons["s/copy"] == "same signal as s/one, but that is in fold 1 (train), this in fold 2 (train)"
+    assert manifest["records"] == 2
+
+
+def test_real_recordings_are_not_taken_for_copies(prepared: Path) -> None:
+    manifest = json.loads((prepared / "manifest.json").read_text())
+    seen, index = Seen(), pq.read_table(prepared / "index.parquet").to_pylist()
+    shards = {name: load_file(prepared / name)["x"] for name in manifest["files"] if name.startswith("shard")}
+    for row in index:
+        x = shards[row["shard"]][row["row"]].astype(np.float32)
+        first = seen.first(x, row["mask"], row["record"], row["fold"])
+        assert first == (row["record"], row["fold"]) or row["record"] in manifest["duplicates"]
 
 
 def test_a_full_disk_names_the_directory(tmp_path: Path) -> None:
