@@ -34,7 +34,7 @@ from training.metrics import aurocs, enough
 from training.ptbxl_groups import group_metrics
 from training.vocabulary import Statement
 
-__all__ = ["ROWS", "CompareError", "Row", "read_rows", "run_row", "tabulate"]
+__all__ = ["ROWS", "CompareError", "Row", "is_finished", "read_rows", "run_row", "tabulate"]
 
 ROWS = Path(__file__).with_name("configs") / "compare.toml"
 PREDICTIONS = "predictions.safetensors"
@@ -79,6 +79,11 @@ def read_rows(path: Path = ROWS) -> tuple[tuple[Row, ...], str]:
 
 def _run(out: Path, row: Row, seed: int) -> Path:
     return out / f"{row.name}-{seed}"
+
+
+def is_finished(out: Path, row: Row, seed: int) -> bool:
+    """Whether this run has been trained and has predicted."""
+    return (_run(out, row, seed) / PREDICTIONS).is_file()
 
 
 def run_row(
@@ -173,7 +178,7 @@ def tabulate(
         row.name: {
             seed: _read(_run(out, row, seed) / PREDICTIONS, some)
             for seed in range(1, row.seeds + 1)
-            if (_run(out, row, seed) / PREDICTIONS).is_file()
+            if is_finished(out, row, seed)
         }
         for row in rows
     }

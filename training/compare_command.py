@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from training.terminal import command_line, plain_errors, progress
+from training.terminal import by_run, command_line, plain_errors, progress
 
 if TYPE_CHECKING:
     from training.compare import Row
-    from training.loop import Progress
 
 __all__ = ["compare", "markdown"]
 
@@ -51,11 +50,12 @@ def compare(
         bank = TextBank.load(text)
         wanted = _wanted(rows, only, gpu)
         n = len(DataSet(data, labels, work.TRAINED))
-        planned = [(row.config(base, 1, epochs), row.seeds) for row in wanted]
-        steps = sum(c.epochs * (int(c.train_share * n) // c.batch) * seeds for c, seeds in planned)
+        order = [(row, seed) for seed in range(1, 1 + max(r.seeds for r in wanted)) for row in wanted if seed <= row.seeds]
+        planned = [row.config(base, seed, epochs) for row, seed in order if not work.is_finished(out, row, seed)]
+        steps = sum(c.epochs * (int(c.train_share * n) // c.batch) for c in planned)
         with progress("comparing", steps) as advance:
-            report = _told(advance)
-            for seed, row in ((s, row) for s in range(1, 1 + max(r.seeds for r in wanted)) for row in wanted if s <= row.seeds):
+            report = by_run(advance)
+            for row, seed in order:
                 if not work.run_row(row, seed, base, data, labels, bank, out, epochs, report, command_line()):
                     raise typer.Exit(143)
         told = work.tabulate(rows, reference, data, labels, out)
@@ -76,17 +76,6 @@ def _wanted(rows: Sequence[Row], only: str, gpu: bool) -> list[Row]:
         raise CompareError(f"--rows {', '.join(unknown)}: no such row; rows are {', '.join(row.name for row in rows)}")
     by_name = {row.name: row for row in rows}
     return [by_name[name] for name in names] or [row for row in rows if gpu or not row.gpu]
-
-
-def _told(advance: Any) -> Any:
-    """One bar over all runs; a run that goes on jumps to where it was."""
-    done: dict[str, int] = {}
-
-    def report(name: str, p: Progress) -> None:
-        advance(p.step - done.get(name, 0), f"{name} epoch {p.epoch + 1} loss {p.loss:.4f}")
-        done[name] = p.step
-
-    return report
 
 
 def markdown(told: dict[str, Any]) -> str:

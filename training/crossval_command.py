@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from training.terminal import command_line, plain_errors, progress
-
-if TYPE_CHECKING:
-    from training.loop import Progress
+from training.terminal import by_run, command_line, plain_errors, progress
 
 __all__ = ["crossval"]
 
@@ -56,23 +53,12 @@ def crossval(
         fitted = [*(len(whole) - n for n in held), *([len(whole)] if refit else [])]
         steps = sum(settings.epochs * (n // settings.batch) for n in fitted)
         with progress("cross-validating", steps) as advance:
-            report = _told(advance, settings.epochs)
+            report = by_run(advance)
             told = work.crossval(settings, data, labels, bank, out, resume, report, command=command_line())
             if refit:
                 work.refit(settings, data, labels, bank, out, resume, report, command_line())
         typer.echo(f"{out}: {told['records']} records, each predicted by a model that never saw its patient")
         typer.echo(_said(told))
-
-
-def _told(advance: Any, epochs: int) -> Any:
-    """A report for `work.crossval`: one bar over all runs; a run that goes on jumps to where it was."""
-    done: dict[str, int] = {}
-
-    def report(name: str, p: Progress) -> None:
-        advance(p.step - done.get(name, 0), f"{name} epoch {p.epoch + 1}/{epochs} loss {p.loss:.4f}")
-        done[name] = p.step
-
-    return report
 
 
 def _said(told: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import typer
 
-__all__ = ["command_line", "named", "plain_errors", "progress", "show_metrics", "show_zero_shot"]
+__all__ = ["by_run", "command_line", "named", "plain_errors", "progress", "show_metrics", "show_zero_shot"]
 
 OURS = ("training", "encoders")
 
@@ -71,6 +71,17 @@ def progress(title: str, total: int, shown: bool = True) -> Iterator[Callable[..
             bar.update(task, advance=n, description=f"{title} {note}".strip())
 
         yield advance
+
+
+def by_run(advance: Callable[..., None]) -> Callable[[str, Any], None]:
+    """(name, training.loop.Progress) of several runs -> one bar over all; a run that goes on jumps to where it was."""
+    done: dict[str, int] = {}
+
+    def report(name: str, p: Any) -> None:
+        advance(p.step - done.get(name, 0), f"{name} epoch {p.epoch + 1} loss {p.loss:.4f}")
+        done[name] = p.step
+
+    return report
 
 
 def show_metrics(metrics: dict[str, Any]) -> None:
