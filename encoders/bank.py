@@ -261,8 +261,12 @@ class LabelBank:
 
     def probabilities(self, e: Floats) -> Floats:
         """e: (B, D) unit-norm -> (B, L) calibrated probabilities, NaN for unsupported labels."""
+        return self.calibrated(self.logits(e))
+
+    def calibrated(self, logits: Floats) -> Floats:
+        """(B, L) of `logits` -> probabilities, NaN for unsupported labels."""
         _, a, b = self._platt
-        z = np.clip(a * self.logits(e) + b, -80, 80)  # NaN passes through
+        z = np.clip(a * logits + b, -80, 80)  # NaN passes through
         return np.asarray(1 / (1 + np.exp(-z)), dtype=np.float32)
 
 

@@ -152,8 +152,7 @@ def _read(path: Path, data: DataSet) -> _Predicted:
 
 def _check(run: Path, found: _Predicted, config: TrainConfig) -> None:
     """Raises CompareError unless the run is of this config."""
-    there, here = TrainConfig.of(json.loads(found.meta["config"])).as_dict(), config.as_dict()
-    if different := [f"{k}: {there[k]!r} there, {v!r} here" for k, v in here.items() if there[k] != v]:
+    if different := config.differences(json.loads(found.meta["config"])):
         raise CompareError(f"{run} is a run of another recipe: {'; '.join(different)[:600]}; give another --out or remove it")
 
 
@@ -203,8 +202,8 @@ def _part(
     reference: str,
     resampled: int,
 ) -> dict[str, Any]:
-    y, known = part.targets
-    known = known & part.assessable(part.mask) & active
+    y, known = part.shown
+    known &= active
     use = enough(y, known)
     weights = resamples([row["patient"] for row in part.index], resampled)
     values: dict[str, NDArray[np.float64]] = {}
@@ -238,16 +237,16 @@ def _superclasses(
     The likeliest of several labels can be told only on one scale, which cosines are not: each run is calibrated on what was
     held out first.
     """
-    known = {name: part.targets[1] & part.assessable(part.mask) & active for name, part in parts.items()}
-    held, reported = parts["held_out"], parts["reported"]
+    (held_y, held_known), (y, known) = (parts[name].shown for name in ("held_out", "reported"))
+    reported = parts["reported"]
     out: dict[str, float | None] = {}
     for row, found in runs.items():
         each = []
         for p in found.values():
-            fits = fit_platt_all(p.logits["held_out"], held.targets[0], known["held_out"], active)
+            fits = fit_platt_all(p.logits["held_out"], held_y, held_known & active, active)
             odds = apply_platt_all(p.logits["reported"], fits)
             once = np.ones((1, len(reported)))
-            groups = group_metrics(odds, reported.targets[0], known["reported"], reported.labels, active, once)
+            groups = group_metrics(odds, y, known & active, reported.labels, active, once)
             each += [v for v in [groups["super"]["macro_auroc"]] if v is not None]
         if found:
             out[row] = float(np.mean(each)) if each else None

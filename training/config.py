@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from encoders.model import ARCHITECTURES, EncoderConfig
-from training.sources import CALIBRATION_FOLD, TEST_FOLD, VALIDATION_FOLD
+from training.annotated import CALIBRATION_FOLD, TEST_FOLD, VALIDATION_FOLD
 
 __all__ = ["BANK", "CAPTIONS", "OBJECTIVES", "ConfigError", "TrainConfig", "read_config"]
 
@@ -178,6 +178,11 @@ class TrainConfig:
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as in TOML or JSON."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    def differences(self, there: dict[str, Any]) -> list[str]:
+        """Keys, with both values, in which the plain values `there` differ; one younger than they are has its default there."""
+        theirs = TrainConfig.of(there).as_dict()
+        return [f"{k}: {theirs[k]!r} there, {v!r} here" for k, v in self.as_dict().items() if theirs[k] != v]
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> TrainConfig:

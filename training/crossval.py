@@ -159,8 +159,7 @@ def _train(
 def _predictions(
     whole: DataSet, logits: NDArray[np.float32], fold: NDArray[np.int8], runs: Sequence[dict[str, Any]]
 ) -> Predictions:
-    y, known = whole.targets
-    known = known & whole.assessable(whole.mask)
+    y, known = whole.shown
     for run in runs:
         rows = np.isin(fold, run["held_out"])
         known[np.ix_(rows, np.array([s.id in run["not_trained"] for s in whole.labels]))] = False
@@ -201,8 +200,7 @@ def _left_out(
     whole: DataSet, logits: NDArray[np.float32], left_out: Sequence[str], weights: NDArray[np.float64]
 ) -> dict[str, Any]:
     """Labels whose targets no model saw, found by their sentence alone: AUROC and interval of those with enough cases."""
-    y, known = whole.targets
-    known = known & whole.assessable(whole.mask)
+    y, known = whole.shown
     use = enough(y, known) & np.array([s.id in left_out for s in whole.labels])
     values = aurocs(logits[:, use], y[:, use], known[:, use], weights)
     return {

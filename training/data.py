@@ -24,10 +24,11 @@ from encoders import preprocess as chain
 from encoders.signal import FS, LEADS, WINDOW, lead_bits
 from training.augment import crop, disturb, pad
 from training.config import TrainConfig
+from training.folds import DEVELOPMENT
 from training.prepare import INDEX, MANIFEST, file_digest
 from training.superclasses import Superclasses
 from training.targets import assessable_from, count_evidence, label_targets
-from training.teacher import FOLDS, Teacher, TeacherError
+from training.teacher import Teacher, TeacherError
 from training.vocabulary import Statement
 
 __all__ = ["LEAD_SET_BITS", "Batch", "DataError", "DataSet", "Floats", "batches", "effective_mask"]
@@ -120,6 +121,12 @@ class DataSet:
         y, known = self.targets
         return np.asarray(y & known)
 
+    @property
+    def shown(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """`targets`, where a label that a record's own leads do not show is unknown of it; arrays of the caller's own."""
+        y, known = self.targets
+        return y.copy(), known & self.assessable(self.mask)
+
     def stating(self) -> DataSet:
         """The same without the records that state none of the labels."""
         return self._only(np.asarray(self.stated.any(axis=1)))
@@ -155,13 +162,13 @@ class DataSet:
 
     def taught(self, teacher: Teacher) -> DataSet:
         """The same with a teacher's logits. Raises TeacherError when they are of other records or labels."""
-        if beyond := sorted({row["fold"] for row in self.index} - set(FOLDS)):
+        if beyond := sorted({row["fold"] for row in self.index} - set(DEVELOPMENT)):
             raise TeacherError(f"{teacher.path}: predictions for folds 1 to 8, these records are of folds {beyond}")
         table = pq.read_table(self.directory / INDEX, columns=["fold"])["fold"].to_pylist()
         out = self._copy()
         out.index, out.mask, out.teacher = self.index, self.mask, teacher.digest
         out.taught_logits = teacher.rows_for(
-            [fold for fold in table if fold in FOLDS],
+            [fold for fold in table if fold in DEVELOPMENT],
             sorted({row["fold"] for row in self.index}),
             self.digest,
             [s.id for s in self.labels],
@@ -177,7 +184,8 @@ class DataSet:
 
     def positives(self) -> NDArray[np.int64]:
         """(L,) records that state each label and whose leads show it; windows of long recordings count once a patient."""
-        return count_evidence(self.stated & self.assessable(self.mask), self.index)
+        y, known = self.shown
+        return count_evidence(y & known, self.index)
 
     def windows(self, rows: NDArray[np.int64]) -> Floats:
         """(B, 12, 5000) float32 of these positions."""

@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import expit
 
+from encoders.bank import LabelBank
+from encoders.base import Encoder
 from training.bootstrap import interval, macro, resamples
 from training.breakdown import false_positives, subgroups, task_metrics
 from training.data import LEAD_SET_BITS, DataSet
@@ -21,7 +23,7 @@ from training.reliability import reliability
 from training.trainee import Trainee
 from training.vocabulary import Statement
 
-__all__ = ["LEAD_SETS", "Evidence", "Predictions", "Scorer", "evaluate", "judge", "model_scorer", "predict"]
+__all__ = ["LEAD_SETS", "Evidence", "Predictions", "Scorer", "bank_scorer", "evaluate", "judge", "model_scorer", "predict"]
 
 LEAD_SETS = ("12", "limb6", "I+II", "I")
 Floats = NDArray[np.float32]
@@ -87,6 +89,11 @@ def model_scorer(model: Trainee) -> Scorer:
     return score
 
 
+def bank_scorer(encoder: Encoder, bank: LabelBank) -> Scorer:
+    """(B, 12, 5000) -> (B, L) logits by an artifact's encoder and a bank."""
+    return lambda x: bank.logits(encoder.encode(x))
+
+
 def predict(score: Scorer, data: DataSet, lead_set: str = "12", advance: Callable[[int], None] = lambda n: None) -> Predictions:
     """All records, whole windows, with only these leads; a label that they do not allow is unknown.
 
@@ -138,17 +145,19 @@ def evaluate(
     evidence: Evidence,
     lead_sets: Sequence[str] = LEAD_SETS,
     advance: Callable[[int], None] = lambda n: None,
+    full: Predictions | None = None,
 ) -> dict[str, Any]:
     """Metrics by lead set; of the first, 12 leads, all of `judge`.
 
     With fewer leads, labels that cannot be assessed from them do not count; `same_labels_12` gives the 12-lead mean over the
     labels that remain, `loss` and `rhythm_loss` what macro AUROC loses on the same records, with the paired interval.
+    full: predictions from 12 leads, where they are at hand.
     """
     weights = resamples([row["patient"] for row in data.index])
     out: dict[str, Any] = {"records": len(data), "patients": len({row["patient"] for row in data.index}), "lead_sets": {}}
     full_odds: Weights = np.empty(0)
     for name in lead_sets:
-        p = predict(score, data, name, advance)
+        p = full if name == "12" and full is not None else predict(score, data, name, advance)
         if name == "12":
             out["lead_sets"][name], _ = judge(p, evidence, weights)
             full_odds = evidence.log_odds(p.logits)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from training.annotated import TEST_FOLD, VALIDATION_FOLD
-from training.data import DataSet
+
+if TYPE_CHECKING:
+    from training.data import DataSet
 
 __all__ = ["DEVELOPMENT", "GROUPS", "ProtocolError", "check_development", "check_disjoint"]
 

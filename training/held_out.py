@@ -64,10 +64,9 @@ def by_crossval(directory: Path, config: TrainConfig, train: DataSet) -> HeldOut
             "`ecg-train crossval --refit` makes it"
         )
     found = read_crossval(directory, train.directory, train.labels)
-    ours, theirs = config.as_dict(), TrainConfig.of(found.told["config"]).as_dict()  # a younger key has its default there
-    if different := [k for k, v in ours.items() if k not in MAY_DIFFER and theirs.get(k) != v]:
-        said = "; ".join(f"{k}: {theirs.get(k)!r} there, {ours[k]!r} here" for k in different)
-        raise ProtocolError(f"{directory} cross-validated another recipe: {said[:600]}")
+    recipe = {**found.told["config"], **{k: v for k, v in config.as_dict().items() if k in MAY_DIFFER}}
+    if different := config.differences(recipe):
+        raise ProtocolError(f"{directory} cross-validated another recipe: {'; '.join(different)[:600]}")
     return HeldOut(found.predictions, DataSet(train.directory, train.labels, DEVELOPMENT), DEVELOPMENT, found)
 
 

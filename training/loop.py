@@ -233,10 +233,9 @@ def _epoch(run: _Run, data: DataSet, epoch: int, report: Callable[[Progress], No
 
 
 def _differences(found: dict[str, Any], identity: dict[str, Any]) -> list[str]:
-    """A key that is younger than the checkpoint has its default there."""
-    there = TrainConfig.of(found.get("config", {})).as_dict()
-    ours, theirs = {**identity, **identity["config"]}, {**found, **there}
-    return [f"{k}: {theirs.get(k)!r} there, {v!r} here" for k, v in ours.items() if k != "config" and theirs.get(k) != v]
+    ours = {k: v for k, v in identity.items() if k != "config"}
+    more = [f"{k}: {found.get(k)!r} there, {v!r} here" for k, v in ours.items() if found.get(k) != v]
+    return more + TrainConfig.of(identity["config"]).differences(found.get("config", {}))
 
 
 def _restore(run: _Run) -> None:

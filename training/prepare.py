@@ -28,8 +28,8 @@ from safetensors.numpy import save_file
 from encoders import preprocess as chain
 from encoders.recordings import Recording, RecordingError, read_recording
 from encoders.signal import ABSENT, SignalError
+from training.annotated import CALIBRATION_FOLD, TEST_FOLD, VALIDATION_FOLD, Annotated, Source
 from training.duplicates import Seen
-from training.sources import CALIBRATION_FOLD, TEST_FOLD, VALIDATION_FOLD, Annotated, Source
 
 __all__ = [
     "INDEX",

@@ -64,7 +64,8 @@ def prepare(
     """
     with plain_errors():
         from training import prepare as work
-        from training.sources import SourceError, read_source
+        from training.annotated import SourceError
+        from training.sources import read_source
         from training.statistics_page import write_page
         from training.vocabulary import read_vocabulary
 

@@ -24,6 +24,7 @@ from encoders.bank import BankError, LabelBank
 from training.bootstrap import interval, macro, resamples
 from training.checkpoint import write_whole
 from training.data import DataSet
+from training.evaluate import bank_scorer, predict
 from training.metrics import MIN_CASES, aurocs, enough
 
 __all__ = ["Compared", "PromoteError", "Scores", "check_folds", "compare", "default_protected", "keep", "running_bank", "score"]
@@ -108,29 +109,21 @@ def score(
         have = [label.id for label in bank.labels]
         there = [k for k, id in enumerate(ids) if id in have]
         column = [have.index(ids[k]) for k in there]
-        y, known, rows, above = list[Bools](), list[Bools](), list[NDArray[np.float32]](), list[Bools]()
         thresholds = np.array([np.nan if x.threshold is None else x.threshold for x in bank.labels])
         with artifact.open() as encoder:
-            for batch in data.plain():
-                logits = np.zeros((len(batch.x), len(ids)), dtype=np.float32)
-                positive = np.zeros(logits.shape, dtype=bool)
-                e = encoder.encode(batch.x)
-                logits[:, there] = bank.logits(e)[:, column]
-                positive[:, there] = (bank.probabilities(e) >= thresholds)[:, column]  # NaN is not
-                rows.append(logits)
-                above.append(positive)
-                y.append(batch.y)
-                known.append(batch.known)
-                advance(len(batch.x))
+            p = predict(bank_scorer(encoder, bank), data, advance=advance)
+        logits = np.zeros((len(data), len(ids)), dtype=np.float32)
+        positive = np.zeros(logits.shape, dtype=bool)
+        logits[:, there] = p.logits[:, column]
+        if not np.isfinite(logits).all():
+            raise PromoteError(f"{artifact.directory}: {int((~np.isfinite(logits)).sum())} scores are not finite numbers")
+        positive[:, there] = (bank.calibrated(p.logits) >= thresholds)[:, column]  # NaN is not
         served = np.zeros(len(ids), dtype=bool)
         served[there] = [bank.labels[c].tier != "unsupported" for c in column]
         decides = served.copy()
         decides[there] &= np.isfinite(thresholds)[column]
-        found = np.concatenate(rows)
-        if not np.isfinite(found).all():
-            raise PromoteError(f"{artifact.directory}: {int((~np.isfinite(found)).sum())} scores are not finite numbers")
-        out.append(Scores(found, served, np.concatenate(above), decides))
-    return out, np.concatenate(y), np.concatenate(known)
+        out.append(Scores(logits, served, positive, decides))
+    return out, p.y, p.known
 
 
 def compare(

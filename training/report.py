@@ -24,6 +24,7 @@ from training.data import LEAD_SET_BITS, DataSet, effective_mask
 from training.evaluate import LEAD_SETS, Evidence, Predictions, Scorer, evaluate, predict
 from training.labels import TextBank
 from training.prepare import MANIFEST
+from training.scorers import trained_on
 from training.worst import Mistake, worst_mistakes
 
 __all__ = ["METRICS", "Report", "ReportError", "Subject", "check_place", "measure", "subject_of", "told", "unassessable"]
@@ -61,12 +62,12 @@ class Subject:
         return self.kind == "artifact"
 
 
-def subject_of(target: Path, data: Path, text: Path | None, records: DataSet) -> Subject:
-    """target: what `open_scorer` opened; records: what it gave. Raises ArtifactError, CheckpointError, DataError."""
+def subject_of(target: Path, data: Path, text: Path | None) -> Subject:
+    """target: what `open_scorer` opened. Raises ArtifactError, CheckpointError, DataError."""
     if text is not None and (target / "checkpoint.json").is_file():
         _, state = load_checkpoint(target)
         config = TrainConfig.of(state["config"])
-        positives = tuple(map(int, DataSet(data, records.labels, config.train_folds).positives()))
+        positives = tuple(map(int, trained_on(config, data).positives()))
         return Subject(
             "run",
             target.resolve().name,
@@ -136,9 +137,9 @@ def measure(
     command: str = "",
     advance: Callable[[int], None] = lambda n: None,
 ) -> Report:
-    """Score the records once a lead set for `evaluate`, and from 12 leads once more for curves and errors."""
-    metrics = evaluate(score, records, evidence, advance=advance)
+    """Score the records once a lead set; those from 12 leads give curves and errors too."""
     predictions = predict(score, records, advance=advance)
+    metrics = evaluate(score, records, evidence, advance=advance, full=predictions)
     p = np.asarray(expit(evidence.log_odds(predictions.logits)))
     measured = [j for j, s in enumerate(records.labels) if s.id in metrics["lead_sets"]["12"]["per_label"]]
     worst = worst_mistakes(p, predictions.y, predictions.known, evidence.thresholds, measured)

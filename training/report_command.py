@@ -35,8 +35,8 @@ def report(
 
         beside = work.check_place(out)
         score, records, evidence = open_scorer(target, data, text, tuple(folds or (9,)))
-        subject = work.subject_of(target, data, text, records)
-        with progress("scoring", len(records) * (len(LEAD_SETS) + 1)) as advance:
+        subject = work.subject_of(target, data, text)
+        with progress("scoring", len(records) * len(LEAD_SETS)) as advance:
             found = work.measure(subject, score, records, evidence, command_line(), advance)
         out.parent.mkdir(parents=True, exist_ok=True)
         for path, body in ((beside, work.told(found)), (out, render(found))):

@@ -12,12 +12,12 @@ from encoders.bank import MIN_POSITIVES, LabelBank
 from training.checkpoint import load_checkpoint
 from training.config import TrainConfig
 from training.data import DataSet
-from training.evaluate import Evidence, Scorer, model_scorer
+from training.evaluate import Evidence, Scorer, bank_scorer, model_scorer
 from training.labels import TextBank
 from training.loop import Trained, load_trained
 from training.vocabulary import read_vocabulary, select
 
-__all__ = ["ScorerError", "evidence_of_bank", "open_run", "open_scorer", "prevalence_of"]
+__all__ = ["ScorerError", "evidence_of_bank", "open_run", "open_scorer", "prevalence_of", "trained_on"]
 
 Opened = tuple[Scorer, DataSet, Evidence]
 
@@ -26,11 +26,15 @@ class ScorerError(ValueError):
     """Neither a run nor an artifact."""
 
 
+def trained_on(config: TrainConfig, data: Path) -> DataSet:
+    """The records in `data` that a run of this config is fitted on."""
+    return DataSet(data, select(read_vocabulary(), config.labels), config.train_folds).for_training(config)
+
+
 def open_run(run: Path, data: Path, text: Path) -> tuple[Trained, DataSet, TextBank]:
     """A run directory -> its averaged model, what it was trained on, its text. Raises CheckpointError."""
     _, state = load_checkpoint(run)
-    settings = TrainConfig.of(state["config"])
-    records = DataSet(data, select(read_vocabulary(), settings.labels), settings.train_folds).for_training(settings)
+    records = trained_on(TrainConfig.of(state["config"]), data)
     bank = TextBank.load(text)
     return load_trained(run, records, bank), records, bank
 
@@ -54,10 +58,9 @@ def open_scorer(
     statements = select(read_vocabulary(), ",".join(label.id for label in bank.labels))
     if [s.id for s in statements] != [label.id for label in bank.labels]:
         raise ScorerError(f"{target}: its labels stand in another order than in labels.csv")
-    encoder = artifact.open()
     stored = artifact.manifest.training.data.get("prevalence", {})
     return (
-        lambda x: bank.logits(encoder.encode(x)),
+        bank_scorer(artifact.open(), bank),
         DataSet(data, statements, folds),
         evidence_of_bank(bank, np.array([stored.get(label.id, np.nan) for label in bank.labels], dtype=np.float64)),
     )
@@ -65,8 +68,7 @@ def open_scorer(
 
 def prevalence_of(train: DataSet) -> NDArray[np.float64]:
     """(L,) share of the records that know a label, and whose leads show it, which state it; NaN where none does."""
-    y, known = train.targets
-    known = known & train.assessable(train.mask)
+    y, known = train.shown
     total = known.sum(axis=0)
     out = np.full(len(total), np.nan)
     np.divide((y & known).sum(axis=0), total, out=out, where=total > 0)

@@ -10,16 +10,7 @@ import csv
 from collections.abc import Iterable
 from pathlib import Path
 
-from training.annotated import (
-    CALIBRATION_FOLD,
-    FOLDS,
-    TEST_FOLD,
-    VALIDATION_FOLD,
-    Annotated,
-    Source,
-    SourceError,
-    fold_of,
-)
+from training.annotated import Source, SourceError
 from training.code_hdf5 import TABLE as EXAMS
 from training.code_hdf5 import read_code
 from training.labelled import TABLE, read_labelled
@@ -27,17 +18,7 @@ from training.long_recordings import read_long
 from training.published import GRADES, Likelihood, read_alivecor, read_challenge, read_graded, read_ptbxl
 from training.vocabulary import Statement, by_code
 
-__all__ = [
-    "CALIBRATION_FOLD",
-    "FOLDS",
-    "TEST_FOLD",
-    "VALIDATION_FOLD",
-    "Annotated",
-    "Source",
-    "SourceError",
-    "fold_of",
-    "read_source",
-]
+__all__ = ["read_source"]
 
 
 def read_source(

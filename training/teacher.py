@@ -19,9 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from training.prepare import file_digest
 
-__all__ = ["FOLDS", "Teacher", "TeacherError"]
-
-FOLDS = tuple(range(1, 9))
+__all__ = ["Teacher", "TeacherError"]
 
 
 class TeacherError(ValueError):

@@ -173,8 +173,7 @@ class Trainee(nn.Module):
 def build_trainee(config: TrainConfig, data: DataSet, text: TextBank, statements: tuple[Statement, ...]) -> Trainee:
     """A trainee at its start, weights by config.seed. Raises TraineeError when no label has enough positives."""
     torch.manual_seed(config.seed)
-    truth, sure = data.targets
-    y, known = torch.from_numpy(truth), torch.from_numpy(sure & data.assessable(data.mask))
+    y, known = (torch.from_numpy(a) for a in data.shown)
     active = (y & known).sum(dim=0) >= config.min_positives
     if not active.any():
         most = int(data.positives().max())

@@ -20,6 +20,7 @@ from training.bootstrap import interval, macro, resamples
 from training.data import DataSet
 from training.labels import Embedder, TextBank
 from training.metrics import aurocs, enough
+from training.targets import declares
 from training.trainee import Trainee, zero_shot_rows
 from training.vocabulary import LABELS_CSV, PROMPT, Statement
 
@@ -47,10 +48,9 @@ def superset_targets(
     data: DataSet, member: dict[str, str], sets: Sequence[Superset]
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """y, known: bool (N, S), see above; what all 12 leads of each record allow."""
-    y, known = data.targets
-    known = known & data.assessable(data.mask)
+    y, known = data.shown
     count = np.array([data.manifest["positives"].get(s.id, 0) for s in data.labels])
-    declared = np.array([[s.id in data.manifest["declared"].get(r["source"], ()) for s in data.labels] for r in data.index])
+    declared = declares(data.index, data.manifest["declared"], data.labels)
     truth = np.zeros((len(data), len(sets)), dtype=bool)
     sure = np.zeros_like(truth)
     for k, (name, _, _) in enumerate(sets):

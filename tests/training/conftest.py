@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from encoders.text import TextTower
+from training.annotated import Annotated, Source
 from training.labels import TextBank, build
 from training.prepare import prepare
-from training.sources import Annotated, Source, read_source
+from training.sources import read_source
 from training.vocabulary import Statement, read_vocabulary
 
 

@@ -16,9 +16,10 @@ import pytest
 
 from encoders.recordings import Recording, RecordingError, read_recording
 from encoders.signal import ABSENT, LEADS
+from training.annotated import Source, SourceError
 from training.code_hdf5 import read_code
 from training.prepare import prepare
-from training.sources import Source, SourceError, read_source
+from training.sources import read_source
 from training.vocabulary import Statement, by_code
 
 HEAD = "exam_id,age,is_male,nn_predicted_age,1dAVb,RBBB,LBBB,SB,ST,AF,patient_id,death,timey,normal_ecg,trace_file"

@@ -12,9 +12,10 @@ import pyedflib
 import pytest
 
 from encoders.recordings import read_recording
+from training.annotated import Source, SourceError, fold_of
 from training.prepare import PrepareError, check_patients, prepare
 from training.relations import RHYTHMS
-from training.sources import Source, SourceError, fold_of, read_source
+from training.sources import read_source
 from training.vocabulary import Statement
 
 

@@ -13,9 +13,10 @@ from safetensors.numpy import load_file
 
 from encoders.preprocess import preprocess
 from encoders.recordings import read_recording
+from training.annotated import Source, SourceError
 from training.beats import TYPED
 from training.prepare import check_patients, prepare
-from training.sources import Source, SourceError, read_source
+from training.sources import read_source
 from training.vocabulary import Statement
 
 

@@ -18,10 +18,11 @@ from safetensors.numpy import load_file
 from encoders.preprocess import VERSION, preprocess
 from encoders.recordings import Recording, read_recording
 from encoders.signal import ABSENT
+from training.annotated import Annotated, Source
 from training.data import DataSet
 from training.duplicates import Seen
 from training.prepare import PrepareError, check_patients, file_digest, prepare, split_of, suspicious
-from training.sources import Annotated, Source, read_source
+from training.sources import read_source
 from training.vocabulary import Statement
 
 HEADER = "{name} {n} 500 5000\n"

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from training.annotated import SourceError, fold_of
 from training.relations import ENTAILS, LEAVES_OPEN, RHYTHMS
-from training.sources import SourceError, fold_of, read_source
+from training.sources import read_source
 from training.vocabulary import Statement
 
 COLUMNS = ["ecg_id", "patient_id", "scp_codes", "heart_axis", "strat_fold", "filename_hr"]

@@ -16,11 +16,12 @@ from safetensors.numpy import save_file
 from training.checkpoint import CheckpointError, load_checkpoint
 from training.config import TrainConfig
 from training.data import DataSet, batches
+from training.folds import DEVELOPMENT
 from training.labels import TextBank
 from training.loop import train
 from training.loss import bank_sigmoid
 from training.prepare import file_digest
-from training.teacher import FOLDS, Teacher, TeacherError
+from training.teacher import Teacher, TeacherError
 from training.trainee import TraineeError, build_trainee, record_tensors
 from training.vocabulary import Statement, select
 
@@ -35,7 +36,7 @@ def core(vocabulary: tuple[Statement, ...]) -> tuple[Statement, ...]:
 @pytest.fixture
 def write(prepared: Path, core: tuple[Statement, ...], tmp_path: Path) -> Callable[..., Path]:
     """oof.safetensors whose logits are row number + column / 1000 - 90, with changes."""
-    whole = DataSet(prepared, core, FOLDS)
+    whole = DataSet(prepared, core, DEVELOPMENT)
 
     def make(**changes: Any) -> Path:
         n = len(whole)
@@ -60,7 +61,7 @@ def data(prepared: Path, core: tuple[Statement, ...]) -> DataSet:
 def test_each_record_gets_its_own_row(write: Callable[..., Path], data: DataSet, core: tuple[Statement, ...]) -> None:
     path = write()
     taught = data.taught(Teacher.load(path))
-    whole = DataSet(data.directory, core, FOLDS)
+    whole = DataSet(data.directory, core, DEVELOPMENT)
     place = {row["record"]: i for i, row in enumerate(whole.index)}
     assert taught.taught_logits is not None
     assert taught.taught_logits.shape == (len(data), 98)
@@ -104,7 +105,7 @@ def test_the_teacher_is_part_of_the_run(write: Callable[..., Path], data: DataSe
     out = tmp_path / "run"
     train(CONFIG, first, text, out)
     assert load_checkpoint(out)[1]["teacher"] == first.teacher
-    path = write(logits=np.zeros((len(DataSet(data.directory, data.labels, FOLDS)), 98), dtype=np.float32))
+    path = write(logits=np.zeros((len(DataSet(data.directory, data.labels, DEVELOPMENT)), 98), dtype=np.float32))
     second = data.taught(Teacher.load(path))
     with pytest.raises(CheckpointError, match=f"started otherwise: teacher: '{first.teacher}' there, '{second.teacher}' here"):
         train(CONFIG, second, text, out, resume=True)
@@ -143,7 +144,7 @@ def test_other_predictions_are_refused(
 def test_other_files_and_folds_are_refused(
     write: Callable[..., Path], data: DataSet, core: tuple[Statement, ...], tmp_path: Path
 ) -> None:
-    n = len(DataSet(data.directory, core, FOLDS))
+    n = len(DataSet(data.directory, core, DEVELOPMENT))
     with pytest.raises(TeacherError, match="0 non-finite logits expected, found 98"):
         Teacher.load(write(logits=np.concatenate([np.full((1, 98), np.nan), np.zeros((n - 1, 98))]).astype(np.float32)))
     with pytest.raises(TeacherError, match=f"{n} records with their folds as in the index expected, found {n}"):
