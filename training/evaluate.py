@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import expit
+from scipy.special import expit, logit
 
 from encoders.bank import LabelBank
 from encoders.base import Encoder
+from training.abstention import abstention
 from training.bootstrap import interval, macro, resamples
 from training.breakdown import false_positives, subgroups, task_metrics
 from training.data import LEAD_SET_BITS, DataSet
@@ -20,6 +21,7 @@ from training.metrics import PREVALENCES, aurocs, decisions, label_metrics, pred
 from training.ptbxl_groups import group_metrics, missing
 from training.relations import RHYTHMS
 from training.reliability import reliability
+from training.targets import assessable_from
 from training.trainee import Trainee
 from training.vocabulary import Statement
 
@@ -123,6 +125,11 @@ def judge(p: Predictions, evidence: Evidence, weights: Weights) -> tuple[dict[st
         out["calibration"] = reliability(probabilities, p.y, known, p.ids, weights)
     if np.isfinite(evidence.thresholds).any():
         out["decisions"] = decisions(probabilities, evidence.thresholds, p.y, known)
+        shown = assessable_from(np.array([row["mask"] for row in p.index]), p.labels)
+        quality = [row["quality"] for row in p.index]
+        withheld = abstention(odds - logit(evidence.thresholds), p.y, known, shown, quality, weights)
+        if withheld is not None:
+            out["abstention"] = withheld
         wrong = false_positives(probabilities, evidence.thresholds, p.y, known, p.index, p.ids, weights)
         if wrong is not None:
             out["false_positives"] = wrong

@@ -12,7 +12,18 @@ import numpy as np
 from training.ecg_paper import ecg_paper
 from training.page import document, number
 from training.report import METRICS, Report
-from training.report_tables import LEADS_TEXT, by_leads, calibration, curves, named, parts, per_label, silent, spread
+from training.report_tables import (
+    LEADS_TEXT,
+    abstention,
+    by_leads,
+    calibration,
+    curves,
+    named,
+    parts,
+    per_label,
+    silent,
+    spread,
+)
 from training.vocabulary import DEFAULT_MODEL
 from training.worst import Mistake
 
@@ -50,6 +61,7 @@ def render(report: Report) -> str:
         _look(report),
         by_leads(report),
         calibration(report),
+        abstention(report),
         per_label(report),
         silent(report),
         parts(report),

@@ -16,6 +16,7 @@ from training.vocabulary import Statement
 
 __all__ = [
     "LEADS_TEXT",
+    "abstention",
     "by_leads",
     "calibration",
     "curves",
@@ -107,6 +108,30 @@ def calibration(report: Report) -> str:
         f"<div>{reliability_figure(bins)}</div><div><p>Of all statements said with about this probability, how many were "
         f"true? {len(bins)} bins of equally many of {number(told['entries'])} entries, all labels together. Grey: where 95 % "
         f"would lie if the probabilities were perfect; red: outside it.</p><table>{facts}</table></div></div>"
+    )
+
+
+def abstention(report: Report) -> str:
+    """What withholding the closest decisions would gain."""
+    told = report.full.get("abstention")
+    if told is None:
+        return ""
+    rows = []
+    for coverage, m in told["coverage"].items():
+        said = [figure(m[key]) for key in ("findings_said", "findings_missed", "findings_withheld", "wrong_of_said")]
+        rows.append([f"{float(coverage):.0%}", f"{m['error']:.4f}", spread(m["error_interval"]), *said])
+    head = ["decided", "error", "95 %", "present:<br>said", "<br>missed", "<br>withheld", "of what is said,<br>wrong"]
+    grades = [
+        [escape(name), number(m["decisions"]), *(figure(share, 2) for share in m["withheld"].values())]
+        for name, m in told["quality"].items()
+    ]
+    cuts = [f"{float(c):.0%}" for c in list(told["coverage"])[1:]]
+    more = table(["withheld, by grade", "decisions", *cuts], grades) if grades else ""
+    return (
+        "<h2>Withholding</h2><p>What if the decisions closest to their thresholds, on log odds, were left to a "
+        f"person? {number(told['decisions'])} decisions of labels with a threshold, {number(told['findings'])} of findings "
+        f"that are present. Area under the error: {told['area']:.4f} ({spread(told['area_interval'])}); without skill it would "
+        f"be the error at 100 %.</p><div class=two><div>{table(head, rows)}</div><div>{more}</div></div>"
     )
 
 

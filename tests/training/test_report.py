@@ -255,6 +255,20 @@ def test_what_falls_behind_by_more_than_chance_is_named(made: Report) -> None:
     assert "Found in fewer than half of their records at the threshold: AFIB 0.40." in part_of
 
 
+def test_what_withholding_would_gain_is_shown(made: Report) -> None:
+    # 4 labels of 24 records less 2 unknown; 36 findings, 3 missed; 2 said wrongly; the wrong ones are the surest of all
+    text = read(render(made))
+    part_of = text[text.index("Withholding") :]
+    assert "94 decisions of labels with a threshold, 36 of findings that are present." in part_of
+    assert re.search(r"100%0\.0532[\d.–]+?0\.9170\.0830\.0000\.057", part_of)
+    assert f"80%{5 / (0.8 * 94):.4f}" in part_of
+    assert "by grade" not in part_of
+    metrics = json.loads(json.dumps(made.metrics))
+    withheld = {"0.95": 0.13, "0.9": 0.21, "0.8": None}
+    metrics["lead_sets"]["12"]["abstention"]["quality"] = {"noisy": {"records": 1, "decisions": 384, "withheld": withheld}}
+    assert "withheld, by gradedecisions95%90%80%noisy3840.130.21-" in read(render(replace(made, metrics=metrics)))
+
+
 def test_metrics_json_holds_what_the_page_shows(made: Report) -> None:
     body = json.loads(told(made))
     assert body["data"] == {"name": "out", "digest": made.records.digest, "folds": [9]}
@@ -273,6 +287,7 @@ def test_a_set_with_too_few_cases_makes_a_page_too(data: Path, vocabulary: tuple
     json.loads(told(found))
     assert "0 of 2labels measured here" in text
     assert "Not measured: a run is calibrated when it is exported." in text
+    assert "Withholding" not in text
     assert "None among the labels measured here." in text
 
 
