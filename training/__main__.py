@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,10 +11,11 @@ import typer
 from training.collect_command import collect as collect_command
 from training.compare_command import compare as compare_command
 from training.crossval_command import crossval as crossval_command
+from training.evaluate_command import evaluate as evaluate_command
 from training.prepare_command import prepare as prepare_command
 from training.promote_command import promote as promote_command
 from training.report_command import report as report_command
-from training.terminal import command_line, named, plain_errors, progress, show_metrics
+from training.terminal import command_line, named, plain_errors, progress
 
 if TYPE_CHECKING:
     from training.data import DataSet
@@ -191,54 +191,7 @@ def train(
             raise typer.Exit(STOPPED)
 
 
-@app.command()
-def evaluate(
-    target: Annotated[Path, typer.Argument(help="A run (with --text) or an artifact directory.", exists=True, file_okay=False)],
-    data: DataOption,
-    text: Annotated[Path | None, typer.Option(help="What `labels` wrote; needed for a run.")] = None,
-    folds: Annotated[list[int] | None, typer.Option("--fold", help="Folds to score; may be repeated. Default: 9.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Everything, per label, as one JSON object on stdout.")] = False,
-    supersets: Annotated[
-        bool,
-        typer.Option(
-            "--zero-shot",
-            help="Instead: the supersets of labels.csv, by their sentences, which no run is trained on. For a run.",
-        ),
-    ] = False,
-) -> None:
-    """Score held-out folds: AUROC, AUPRC, top-1 and top-5 by label and lead set (12, limb6, I+II, I).
-
-    Labels with at least 10 positives and 10 negatives count; a label that the leads do not allow does not. Intervals are 95 %,
-    patients drawn with replacement. --json adds every label, subgroup, PTB-XL's groups, calibration, PPV and NPV.
-    """
-    with plain_errors():
-        from training import evaluate as work
-        from training.scorers import ScorerError, open_run, open_scorer
-        from training.terminal import show_zero_shot
-
-        if supersets:
-            if text is None or not (target / "checkpoint.json").is_file():
-                raise ScorerError(
-                    f"{target}: --zero-shot needs a run, and its --text; an artifact holds the rows of its labels only"
-                )
-            from encoders.text import TextTower
-            from training.data import DataSet
-            from training.zero_shot import zero_shot
-
-            trained, records, bank = open_run(target, data, text)
-            records = DataSet(data, records.labels, tuple(folds or (9,)))
-            tower = TextTower(bank.text.model, bank.text.pooling)
-            with progress("scoring", len(records)) as advance:
-                told = zero_shot(trained.model, bank, records, tower, advance)
-            typer.echo(json.dumps(told, ensure_ascii=False)) if as_json else show_zero_shot(told)
-            return
-        score, records, evidence = open_scorer(target, data, text, tuple(folds or (9,)))
-        with progress("scoring", len(records) * len(work.LEAD_SETS)) as advance:
-            metrics = work.evaluate(score, records, evidence, advance=advance)
-        if as_json:
-            typer.echo(json.dumps(metrics, ensure_ascii=False))
-        else:
-            show_metrics(metrics)
+app.command("evaluate")(evaluate_command)
 
 
 @app.command()

@@ -15,9 +15,18 @@ from training.data import DataSet
 from training.evaluate import Evidence, Scorer, bank_scorer, model_scorer
 from training.labels import TextBank
 from training.loop import Trained, load_trained
-from training.vocabulary import read_vocabulary, select
+from training.vocabulary import Statement, read_vocabulary, select
 
-__all__ = ["ScorerError", "evidence_of_bank", "open_run", "open_scorer", "prevalence_of", "trained_on"]
+__all__ = [
+    "ScorerError",
+    "evidence_of_bank",
+    "evidence_of_run",
+    "open_artifact",
+    "open_run",
+    "open_scorer",
+    "prevalence_of",
+    "trained_on",
+]
 
 Opened = tuple[Scorer, DataSet, Evidence]
 
@@ -50,20 +59,27 @@ def open_scorer(
         if text is None:
             raise ScorerError(f"{target} is a run: give --text too, the embeddings it was trained with")
         trained, records, _ = open_run(target, data, text)
-        candidates = (records.positives() >= MIN_POSITIVES) & trained.model.active.numpy()
-        evidence = Evidence.uncalibrated(candidates, prevalence_of(records))
-        return model_scorer(trained.model), DataSet(data, records.labels, folds), evidence
+        return model_scorer(trained.model), DataSet(data, records.labels, folds), evidence_of_run(trained, records)
+    score, statements, evidence = open_artifact(target)
+    return score, DataSet(data, statements, folds), evidence
+
+
+def open_artifact(target: Path) -> tuple[Scorer, tuple[Statement, ...], Evidence]:
+    """-> scorer, its labels, what training knew of each. Raises ArtifactError, ScorerError."""
     artifact = Artifact.load(target)
     bank = artifact.bank()
     statements = select(read_vocabulary(), ",".join(label.id for label in bank.labels))
     if [s.id for s in statements] != [label.id for label in bank.labels]:
         raise ScorerError(f"{target}: its labels stand in another order than in labels.csv")
     stored = artifact.manifest.training.data.get("prevalence", {})
-    return (
-        bank_scorer(artifact.open(), bank),
-        DataSet(data, statements, folds),
-        evidence_of_bank(bank, np.array([stored.get(label.id, np.nan) for label in bank.labels], dtype=np.float64)),
-    )
+    prevalence = np.array([stored.get(label.id, np.nan) for label in bank.labels], dtype=np.float64)
+    return bank_scorer(artifact.open(), bank), statements, evidence_of_bank(bank, prevalence)
+
+
+def evidence_of_run(trained: Trained, records: DataSet) -> Evidence:
+    """Before export. records: what the run was fitted on."""
+    candidates = (records.positives() >= MIN_POSITIVES) & trained.model.active.numpy()
+    return Evidence.uncalibrated(candidates, prevalence_of(records))
 
 
 def prevalence_of(train: DataSet) -> NDArray[np.float64]:

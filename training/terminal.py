@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import typer
 
-__all__ = ["by_run", "command_line", "named", "plain_errors", "progress", "show_metrics", "show_zero_shot"]
+__all__ = ["by_run", "command_line", "named", "plain_errors", "progress", "show_agreement", "show_metrics", "show_zero_shot"]
 
 OURS = ("training", "encoders")
 
@@ -125,3 +125,26 @@ def show_zero_shot(told: dict[str, Any]) -> None:
     Console().print(table)
     if told["whitened"]:
         Console().print("The bank of this run is whitened (whiten = true): not to be reported as zero-shot.", highlight=False)
+
+
+def show_agreement(told: dict[str, Any]) -> None:
+    """By label, windows that share 5 s beside windows that share none, on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+
+    title = f"{told['recordings']} recordings, {told['windows']} windows; of each pair: 5 s shared, and (none shared)"
+    table = Table(title=title, caption="said by both: of the windows where one of the two says it")
+    for name in ("label", "pairs", "difference", "equal decisions", "said by one or both", "said by both"):
+        table.add_column(name, justify="left" if name == "label" else "right")
+
+    def shown(m: dict[str, Any], key: str, digits: int = 3) -> str:
+        each = ("-" if m[kind][key] is None else f"{m[kind][key]:.{digits}f}" for kind in ("overlapping", "apart"))
+        return "{} ({})".format(*each)
+
+    rows = sorted(told["per_label"].items(), key=lambda item: -item[1]["overlapping"]["said"])
+    for name, m in [*rows, ("all", told)]:
+        figures = shown(m, "difference"), shown(m, "equal"), shown(m, "said", 0), shown(m, "said_by_both", 2)
+        table.add_row(name, str(m["overlapping"]["pairs"]), *figures)
+    Console().print(table)
+    for entry in told["skipped"]:
+        Console().print(f"left out: {entry['record']}: {entry['reason']}", highlight=False)

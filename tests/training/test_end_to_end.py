@@ -242,6 +242,18 @@ def test_evaluate_gives_the_same_for_run_and_artifact(made: Made, monkeypatch: p
     assert "give --text too" in run("evaluate", made.run, "--data", made.data, code=2).stderr
 
 
+def test_agreement_of_a_run_and_of_its_artifact(made: Made, mitdb: Path) -> None:
+    long = ["--agreement", mitdb / "100", "--windows", 6]
+    by_run, by_artifact = (
+        json.loads(run("evaluate", *what, *long, "--json").stdout)
+        for what in ((made.run, "--data", made.data, "--text", made.text), (made.artifact,))
+    )
+    assert by_run["windows"] == by_artifact["windows"] == 6
+    assert by_run["overlapping"]["pairs"] > 0
+    assert (by_run["overlapping"]["equal"], by_artifact["overlapping"]["equal"] is None) == (None, False)
+    assert "1 recordings, 6 windows" in run("evaluate", made.artifact, *long).stdout
+
+
 def test_an_unfinished_run_is_not_exported(made: Made, tmp_path: Path) -> None:
     arguments = ["--data", made.data, "--text", made.text]
     config = tmp_path / "config.toml"
