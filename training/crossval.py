@@ -31,7 +31,7 @@ from training.labels import TextBank
 from training.loop import Progress, Trained, train
 from training.metrics import aurocs, enough
 from training.scorers import prevalence_of
-from training.targets import count_evidence
+from training.targets import cases_of, count_evidence
 from training.vocabulary import Statement
 
 __all__ = ["OOF", "REPORT", "CrossValidated", "Stopped", "crossval", "fold_config", "read_crossval", "refit", "run_name"]
@@ -201,7 +201,7 @@ def _left_out(
 ) -> dict[str, Any]:
     """Labels whose targets no model saw, found by their sentence alone: AUROC and interval of those with enough cases."""
     y, known = whole.shown
-    use = enough(y, known) & np.array([s.id in left_out for s in whole.labels])
+    use = enough(y, known, cases_of(whole.index)) & np.array([s.id in left_out for s in whole.labels])
     values = aurocs(logits[:, use], y[:, use], known[:, use], weights)
     return {
         whole.labels[j].id: {"auroc": float(values[0, k]), "auroc_interval": interval(values[:, k])}

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.bootstrap import interval, macro
+from training.targets import count_cases
 
 __all__ = [
     "MIN_CASES",
@@ -41,9 +42,14 @@ class MetricError(ValueError):
     """Scores that cannot be measured."""
 
 
-def enough(y: Bools, known: Bools) -> Bools:
-    """(N, L) -> (L,): at least 10 known positives and 10 known negatives."""
-    return np.asarray(((y & known).sum(axis=0) >= MIN_CASES) & ((~y & known).sum(axis=0) >= MIN_CASES))
+def enough(y: Bools, known: Bools, cases: NDArray[np.int64] | None = None) -> Bools:
+    """(N, L) -> (L,): at least 10 known positives and 10 known negatives.
+
+    cases: (N,) of `targets.cases_of`, where rows may be windows of one recording, which count once; None: each row counts.
+    """
+    if cases is None:
+        cases = np.arange(len(y))
+    return np.asarray((count_cases(y & known, cases) >= MIN_CASES) & (count_cases(~y & known, cases) >= MIN_CASES))
 
 
 def aurocs(scores: Floats, y: Bools, known: Bools, weights: Weights) -> Weights:
@@ -105,15 +111,22 @@ def top_k(scores: Floats, y: Bools, known: Bools, label: int) -> NDArray[np.int6
 
 
 def label_metrics(
-    scores: Floats, y: Bools, known: Bools, ids: Sequence[str], candidates: Bools, weights: Weights
+    scores: Floats,
+    y: Bools,
+    known: Bools,
+    ids: Sequence[str],
+    candidates: Bools,
+    weights: Weights,
+    cases: NDArray[np.int64] | None = None,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Weights]]:
     """-> (per label with at least 10 known positives and negatives: counts, auroc, auprc, top1, top5 and intervals), values.
 
-    scores: comparable across labels. candidates: bool (L,), the labels that compete for a rank: those with evidence.
+    scores: comparable across labels. candidates: bool (L,), the labels that compete for a rank: those with evidence. cases:
+    (N,) as `enough` counts them.
     values: by metric, (R, labels) in the order of the first. Ranks: of records that know at least half of the candidates that
     any record knows, None without one: where two labels were looked for, everything is among the first five.
     """
-    use = np.flatnonzero(enough(y, known))
+    use = np.flatnonzero(enough(y, known, cases))
     ranked = np.where(candidates, scores, -np.inf)
     asked = known & candidates
     ranking = 2 * asked.sum(axis=1) >= asked.any(axis=0).sum()  # (N,)

@@ -64,11 +64,18 @@ def missing(labels: Sequence[Statement]) -> list[str]:
 
 
 def group_metrics(
-    log_odds: Floats, y: Bools, known: Bools, labels: Sequence[Statement], candidates: Bools, weights: Weights
+    log_odds: Floats,
+    y: Bools,
+    known: Bools,
+    labels: Sequence[Statement],
+    candidates: Bools,
+    weights: Weights,
+    cases: NDArray[np.int64] | None = None,
 ) -> dict[str, Any]:
     """By group: how many of its labels (sub, super: classes) have enough cases, their macro AUROC and interval.
 
     log_odds, y, known: (N, L), comparable across labels; candidates: bool (L,), labels with evidence, the only ones that count.
+    cases: (N,) as `enough` counts them.
     """
     sets: dict[str, Mapping[str, Any] | frozenset[str]] = {
         "all": frozenset(CODES),
@@ -85,7 +92,7 @@ def group_metrics(
         if name in ("sub", "super"):
             assert isinstance(group, Mapping)
             data = _classes(*data, [{group[c] for c in labels[j].scp if c in group} for j in columns])
-        use = enough(data[1], data[2])
+        use = enough(data[1], data[2], cases)
         values = macro(aurocs(data[0][:, use], data[1][:, use], data[2][:, use], weights))
         some = bool(use.any())
         out[name] = {"labels": int(use.sum()), "macro_auroc": float(values[0]) if some else None}

@@ -75,10 +75,13 @@ def calibration_error(p: Floats, y: Bools, seed: int = 0, bins: int = BINS) -> t
     return float(error(y[order].astype(np.float64))), float(floor)
 
 
-def reliability(p: Floats, y: Bools, known: Bools, ids: Sequence[str], weights: Weights) -> dict[str, Any]:
+def reliability(
+    p: Floats, y: Bools, known: Bools, ids: Sequence[str], weights: Weights, cases: NDArray[np.int64] | None = None
+) -> dict[str, Any]:
     """Pooled slope, intercept, ECE and floor; Brier skill, ECE and floor of each label with 10 positives and 10 negatives.
 
-    weights: (R, N) of `resamples`, for the intervals of the Brier skills and, the first 200, of the slope.
+    weights: (R, N) of `resamples`, for the intervals of the Brier skills and, the first 200, of the slope. cases: (N,) as
+    `enough` counts them.
     """
     counted = known & np.isfinite(p)
     if not (counted & y).any() or not (counted & ~y).any():
@@ -88,7 +91,7 @@ def reliability(p: Floats, y: Bools, known: Bools, ids: Sequence[str], weights: 
     slope, intercept = recalibration(flat, truth)
     slopes = np.array([slope, *(recalibration(flat, truth, w[row])[0] for w in weights[1:201])])
     ece, floor = calibration_error(flat, truth)
-    use = np.flatnonzero(enough(y, counted))
+    use = np.flatnonzero(enough(y, counted, cases))
     skills = brier_skills(p[:, use], y[:, use], counted[:, use], weights)
     labels: dict[str, dict[str, Any]] = {}
     for k, j in enumerate(use.tolist()):

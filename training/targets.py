@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from encoders.bank import assessable
 from training.vocabulary import Statement
 
-__all__ = ["Bools", "assessable_from", "count_evidence", "declares", "label_targets"]
+__all__ = ["Bools", "assessable_from", "cases_of", "count_cases", "count_evidence", "declares", "label_targets"]
 
 Bools = NDArray[np.bool_]
 LOST = "NU"  # unit of a record whose amplitude is lost
@@ -52,14 +52,22 @@ def assessable_from(masks: NDArray[np.int64], labels: Sequence[Statement]) -> Bo
     return np.stack([cache[int(m)] for m in masks])
 
 
-def count_evidence(stated: Bools, index: Sequence[Mapping[str, Any]]) -> NDArray[np.int64]:
-    """stated: bool (N, L) of the rows `index` -> (L,) how much speaks for each label: records, and patients for windows.
+def cases_of(index: Sequence[Mapping[str, Any]]) -> NDArray[np.int64]:
+    """(N,) a number for each of the rows `index`; rows of one number show one heart and are one case.
 
-    A hundred windows cut from one long recording show one heart: they count once, as their patient does.
+    A record is a case of its own; a hundred windows cut from one patient's long recordings are one.
     """
-    cut = np.array([row.get("window") is not None for row in index], dtype=bool)
-    total = stated[~cut].sum(axis=0)
-    patients = np.array([row["patient"] for row in index])
-    for patient in np.unique(patients[cut]):
-        total = total + stated[cut & (patients == patient)].any(axis=0)
-    return np.asarray(total, dtype=np.int64)
+    names = [f"patient {row['patient']}" if row.get("window") is not None else f"row {i}" for i, row in enumerate(index)]
+    return np.asarray(np.unique(names, return_inverse=True)[1], dtype=np.int64)
+
+
+def count_cases(stated: Bools, cases: NDArray[np.int64]) -> NDArray[np.int64]:
+    """stated: bool (N, L); cases: (N,) of `cases_of` -> (L,) cases of which any row is true."""
+    order = np.argsort(cases, kind="stable")
+    first = np.flatnonzero(np.append(True, np.diff(cases[order]) != 0)[: len(cases)])
+    return np.asarray(np.logical_or.reduceat(stated[order], first, axis=0).sum(axis=0), dtype=np.int64)
+
+
+def count_evidence(stated: Bools, index: Sequence[Mapping[str, Any]]) -> NDArray[np.int64]:
+    """stated: bool (N, L) of the rows `index` -> (L,) how much speaks for each label: cases, not windows."""
+    return count_cases(stated, cases_of(index))

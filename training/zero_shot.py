@@ -20,7 +20,7 @@ from training.bootstrap import interval, macro, resamples
 from training.data import DataSet
 from training.labels import Embedder, TextBank
 from training.metrics import aurocs, enough
-from training.targets import declares
+from training.targets import cases_of, declares
 from training.trainee import Trainee, zero_shot_rows
 from training.vocabulary import LABELS_CSV, PROMPT, Statement
 
@@ -79,7 +79,7 @@ def zero_shot(
         for batch in data.plain():
             cosine.append((model.encoder(torch.from_numpy(batch.x)) @ rows.T).numpy())
             advance(len(batch.x))
-    use = enough(y, known)
+    use = enough(y, known, cases_of(data.index))
     weights = resamples([row["patient"] for row in data.index])
     values = aurocs(np.concatenate(cosine)[:, use], y[:, use], known[:, use], weights)
     each = {

@@ -18,7 +18,7 @@ from training.config import TrainConfig
 from training.data import LEAD_SET_BITS, DataError, DataSet, batches, effective_mask
 from training.labels import captions_of
 from training.prepare import file_digest
-from training.targets import count_evidence
+from training.targets import cases_of, count_evidence
 from training.vocabulary import Statement, select
 
 FULL = lead_bits(LEADS)
@@ -101,6 +101,8 @@ def test_windows_of_one_patient_are_evidence_once() -> None:
     index = [{"patient": p, "window": w} for p, w in (("a", 0), ("a", 10), ("b", 0), ("c", None), ("c", None))]
     stated = np.array([[1, 0], [1, 0], [0, 1], [1, 1], [1, 0]], dtype=bool)
     assert count_evidence(stated, index).tolist() == [1 + 2, 1 + 1]  # by hand: a's windows once, c's two recordings twice
+    assert len(set(cases_of(index).tolist())) == 4
+    assert count_evidence(stated[:0], []).tolist() == [0, 0]
 
 
 def test_lost_amplitude_hides_voltage_statements(prepared: Path, core: tuple[Statement, ...], tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from scipy.special import expit, logit
 
 from training.bootstrap import resamples
 from training.calibration import apply_platt, best_threshold, fit_platt, fit_platt_all
-from training.metrics import decisions, label_metrics, macro_auroc, predictive_values, summary, top_k
+from training.metrics import decisions, enough, label_metrics, macro_auroc, predictive_values, summary, top_k
+from training.reliability import reliability
 
 
 def test_rank_leaves_out_the_records_other_true_labels() -> None:
@@ -44,6 +45,23 @@ def test_label_metrics_count_known_entries_only() -> None:
     assert told["macro_auroc"] == pytest.approx(macro_auroc(scores, y, known, weights)[0])
     assert told["macro_auroc_interval"] == pytest.approx([(1 + low) / 2, (1 + high) / 2])
     assert summary({}) == {"labels": 0, "macro_auroc": None, "macro_auprc": None, "top1": None, "top5": None}
+
+
+def test_windows_of_one_heart_are_not_enough() -> None:
+    y = np.zeros((60, 2), dtype=bool)
+    y[:20] = True
+    known = np.ones_like(y)
+    windows = np.concatenate([np.full(11, 0), np.arange(1, 50)])  # the first 11 of 20 positives are of one recording
+    assert enough(y, known).tolist() == [True, True]
+    assert enough(y, known, windows).tolist() == [True, True]  # 1 + 9
+    known[11, 1] = False
+    assert enough(y, known, windows).tolist() == [True, False]  # 1 + 8, though 19 windows
+    weights = resamples([str(i) for i in windows], 20)
+    scores = np.where(y, 1.0, 0.0)
+    assert set(label_metrics(scores, y, known, ["A", "B"], np.array([True, True]), weights)[0]) == {"A", "B"}
+    assert set(label_metrics(scores, y, known, ["A", "B"], np.array([True, True]), weights, windows)[0]) == {"A"}
+    p = np.where(y, 0.9, 0.1)
+    assert set(reliability(p, y, known, ["A", "B"], weights, windows)["per_label"]) == {"A"}
 
 
 def test_records_of_which_little_is_known_have_no_rank() -> None:
