@@ -35,6 +35,9 @@ __all__ = [
     "BankError",
     "Label",
     "LabelBank",
+    "OwnPrevalence",
+    "RowsMade",
+    "Share",
     "TextModel",
     "Tier",
     "assessable",
@@ -60,6 +63,8 @@ VOLTAGE_CODES = frozenset(
 Floats = NDArray[np.float32]
 MAX_NUMBER = 1e4  # of scale, bias and calibration: far beyond any use, far within float32
 Finite = Annotated[float, Field(ge=-MAX_NUMBER, le=MAX_NUMBER, allow_inf_nan=False)]
+Open = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
+Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Tier = Literal["evaluated", "trained", "unsupported"]
 Urgency = Literal["normal", "routine", "routine_new_urgent", "urgent", "critical"]
 LeadsNeeded = Literal["any", "limb", "V1|V2", "12"]
@@ -159,19 +164,59 @@ class TextModel(_Frozen):
     note: str = ""
 
 
+class RowsMade(_Frozen):
+    """How the rows came from the label sentences, by sha256 of the numbers of each step (little-endian); None: not done.
+
+    sentences: float32 (L, E), as the language model gave them. mean: float64 (E,), taken off. whitening: float64 (E, D).
+    projection: float32 (D, D) or (D, E), None where it is the identity. Which step gave a row can be told from these, not
+    the step itself.
+    """
+
+    sentences: Hex
+    mean: Hex | None
+    whitening: Hex | None
+    projection: Hex | None
+
+
+class Share(_Frozen):
+    """Of the people recorded, how many have the finding: in the training data, and where the bank is used."""
+
+    training: Open
+    own: Open
+
+
+class OwnPrevalence(_Frozen):
+    """kind: always "own". labels: by id, those whose calibration and threshold were moved from training to own prevalence."""
+
+    kind: Literal["own"] = "own"
+    labels: dict[str, Share] = Field(min_length=1)
+
+
 class _Header(_Frozen):
     format: Literal[1]
-    encoder: str = Field(pattern=r"^[0-9a-f]{64}$")
+    encoder: Hex
     dim: int = Field(ge=1, le=65536)
     scale: Annotated[float, Field(gt=0, le=MAX_NUMBER, allow_inf_nan=False)]
     text: TextModel
     labels: tuple[Label, ...] = Field(min_length=1)
+    rows: RowsMade | None = None
+    prevalence: OwnPrevalence | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_told(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Banks made before these two were kept, and banks at training prevalence, have no such key."""
+        out: dict[str, Any] = handler(self)
+        for name in ("rows", "prevalence"):
+            if out[name] is None:
+                del out[name]
+        return out
 
 
 @dataclass(frozen=True, eq=False)
 class LabelBank:
     """labels: L of them. matrix: (L, D) float32 unit rows, read-only. encoder: sha256 of the encoder.onnx it belongs to.
 
+    made: None in banks made before it was kept. prevalence: None where probabilities hold for the training prevalence.
     Raises BankError when shapes, ids, row norms or finiteness are wrong.
     """
 
@@ -180,6 +225,8 @@ class LabelBank:
     scale: float
     encoder: str
     text: TextModel
+    made: RowsMade | None = None
+    prevalence: OwnPrevalence | None = None
 
     def __post_init__(self) -> None:
         matrix = np.array(self.matrix, dtype=np.float32, order="C")
@@ -188,6 +235,9 @@ class LabelBank:
         ids = [label.id for label in self.labels]
         if len(set(ids)) != len(ids):
             raise BankError(f"label bank: {len(ids)} labels but only {len(set(ids))} distinct ids")
+        served = {label.id for label in self.labels if label.calibration is not None}
+        if self.prevalence and (strangers := sorted(set(self.prevalence.labels) - served)):
+            raise BankError(f"label bank: own prevalence of {', '.join(strangers)}, which has no probability in it")
         if not np.isfinite(matrix).all():
             raise BankError(f"label bank: 0 non-finite values expected, found {int((~np.isfinite(matrix)).sum())}")
         norms = np.linalg.norm(matrix.astype(np.float64), axis=1)
@@ -218,7 +268,14 @@ class LabelBank:
     def to_bytes(self) -> bytes:
         """The bank as stored; equal banks give equal bytes."""
         header = _Header(
-            format=1, encoder=self.encoder, dim=self.dim, scale=self.scale, text=self.text, labels=self.labels
+            format=1,
+            encoder=self.encoder,
+            dim=self.dim,
+            scale=self.scale,
+            text=self.text,
+            labels=self.labels,
+            rows=self.made,
+            prevalence=self.prevalence,
         ).model_dump(mode="json")
         text = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
         return MAGIC + struct.pack("<I", len(text)) + text + self.matrix.astype("<f4").tobytes()
@@ -241,7 +298,8 @@ class LabelBank:
         if size != n * header.dim * 4:
             raise BankError(f"label bank: {n} x {header.dim} float32 are {n * header.dim * 4} bytes, found {size}")
         matrix = np.frombuffer(data, "<f4", offset=start + length).reshape(n, header.dim)
-        bank = cls(header.labels, matrix.astype(np.float32), header.scale, header.encoder, header.text)
+        told = (header.scale, header.encoder, header.text, header.rows, header.prevalence)
+        bank = cls(header.labels, matrix.astype(np.float32), *told)
         if bank.to_bytes() != data:
             raise BankError(f"label bank: bytes as this software writes them expected ({bank.digest}), found another spelling")
         return bank

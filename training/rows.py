@@ -13,6 +13,8 @@ together. Centring alone keeps all E numbers.
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,11 +23,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["BankRows", "TextMap", "centring", "whiten", "whitening"]
+from encoders.bank import RowsMade
+
+__all__ = ["BankRows", "RowsError", "TextMap", "centring", "whiten", "whitening"]
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 TINY = 1e-12
+SAME_ROW = 0.9999  # cosine of a row with what its sentence gives when the map is made again, on another machine too
+
+
+class RowsError(ValueError):
+    """Rows that do not come from the sentences they are said to come from; the text names the label."""
 
 
 @dataclass(frozen=True)
@@ -101,3 +110,29 @@ class BankRows(nn.Module):
         """raw: (K, E0) embeddings by the same language model -> (K, D) unit rows."""
         rows = raw if self.of_sentence is None else self.of_sentence(raw)
         return torch.as_tensor(self(torch.from_numpy(np.array(rows, dtype=np.float32)).to(self.text.device)))
+
+    def made(self, raw: Floats, ids: Sequence[str]) -> RowsMade:
+        """raw: (L, E0), the labels' sentences -> how the rows came from them. Raises RowsError when they do not.
+
+        The map of the sentences is not stored with a run but made again from its text: this shows that it is the same.
+        """
+        with torch.inference_mode():
+            cosine = (self() * self.sentences(raw)).sum(dim=1)
+        if not (least := float(cosine.min())) >= SAME_ROW:
+            raise RowsError(
+                f"{ids[int(cosine.argmin())]}: cosine {least:.4f} between its row and what its sentence gives, {SAME_ROW} "
+                "expected; give the --text that the run was trained with, and export on a machine like the one that trained it"
+            )
+        weight = self.project.weight.detach().cpu().numpy()
+        identity = weight.shape[0] == weight.shape[1] and np.array_equal(weight, np.eye(len(weight)))
+        mean, basis = (self.of_sentence.mean, self.of_sentence.basis) if self.of_sentence else (None, None)
+        return RowsMade(
+            sentences=_digest(raw, "<f4"),
+            mean=None if mean is None else _digest(mean, "<f8"),
+            whitening=None if basis is None else _digest(basis, "<f8"),
+            projection=None if identity else _digest(weight, "<f4"),
+        )
+
+
+def _digest(numbers: NDArray[np.floating], kind: str) -> str:
+    return hashlib.sha256(numbers.astype(kind).tobytes()).hexdigest()

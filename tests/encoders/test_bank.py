@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import struct
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from encoders.bank import BankError, Label, LabelBank, TextModel, assessable, tier_of
+from encoders.bank import BankError, Label, LabelBank, OwnPrevalence, RowsMade, Share, TextModel, assessable, tier_of
 from encoders.signal import LEADS, lead_bits
 
 ENCODER = "ab" * 32
@@ -134,6 +135,20 @@ def test_an_evaluated_label_has_a_probability_and_keeps_its_counts() -> None:
     assert np.isfinite(theirs.probabilities(np.array([[1, 0]], dtype=np.float32))).all()
 
 
+def test_where_the_rows_come_from_and_own_prevalence_travel_with_the_bank() -> None:
+    made = RowsMade(sentences="1" * 64, mean="2" * 64, whitening=None, projection="3" * 64)
+    own = OwnPrevalence(labels={"AFIB": Share(training=0.1, own=0.01)})
+    ours = replace(bank(), made=made, prevalence=own)
+    header = json.loads(ours.to_bytes()[12:-24])
+    assert header["rows"] == {"sentences": "1" * 64, "mean": "2" * 64, "whitening": None, "projection": "3" * 64}
+    assert header["prevalence"] == {"kind": "own", "labels": {"AFIB": {"training": 0.1, "own": 0.01}}}
+    theirs = LabelBank.from_bytes(ours.to_bytes(), expect_digest=ours.digest)
+    assert (theirs.made, theirs.prevalence) == (made, own)
+    assert ours.digest != bank().digest
+    before = json.loads(bank().to_bytes()[12:-24])
+    assert not {"rows", "prevalence"} & set(before)  # a bank without them keeps the bytes and digest it had
+
+
 def test_another_spelling_of_the_same_bank_is_refused() -> None:
     data = LabelBank((label("A"),), np.eye(1, dtype=np.float32), 30.0, ENCODER, TEXT).to_bytes()
     (length,) = struct.unpack_from("<I", data, 8)
@@ -179,6 +194,15 @@ def test_check_gives_both_values() -> None:
         (with_header({"format": 2}), "format"),
         (with_header({"labels": []}), "labels"),
         (with_header({"surprise": 1}), "surprise"),
+        (with_header({"rows": {"sentences": "short", "mean": None, "whitening": None, "projection": None}}), "rows.sentences"),
+        (with_header({"rows": None}), "another spelling"),
+        (with_header({"prevalence": {"kind": "own", "labels": {}}}), "prevalence.labels"),
+        (with_header({"prevalence": {"kind": "training", "labels": {"AFIB": {"training": 0.1, "own": 0.2}}}}), "kind"),
+        (with_header({"prevalence": {"kind": "own", "labels": {"AFIB": {"training": 0.1, "own": 1.0}}}}), "AFIB.own"),
+        (
+            with_header({"prevalence": {"kind": "own", "labels": {"VF": {"training": 0.1, "own": 0.2}}}}),
+            "own prevalence of VF, which has no probability in it",
+        ),
         (b"ECGBANK1" + struct.pack("<I", 3) + b"\xff\xfe\xfd", "JSON header"),
         (b"ECGBANK1" + struct.pack("<I", 40000) + b"[" * 40000, "JSON header"),
         (with_matrix([[1, 0, 0], [0, np.nan, 1]]), "0 non-finite values expected, found 1"),

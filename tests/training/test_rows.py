@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import pytest
 import torch
 
-from training.rows import BankRows, centring, whiten, whitening
+from training.rows import BankRows, RowsError, centring, whiten, whitening
 
 
 @pytest.fixture
@@ -79,3 +81,42 @@ def test_sentences_pass_the_map_of_the_rows(raw: np.ndarray) -> None:
     torch.testing.assert_close(rows.sentences(raw), rows())
     plain = BankRows(raw, 16, learned=True, start="random")
     torch.testing.assert_close(plain.sentences(raw), plain())
+
+
+def test_each_step_from_sentence_to_row_has_a_digest_or_was_not_done(raw: np.ndarray) -> None:
+    ids = [f"L{i}" for i in range(12)]
+    text, mean = (
+        hashlib.sha256(raw.tobytes()).hexdigest(),
+        hashlib.sha256(raw.mean(axis=0, dtype=np.float64).tobytes()).hexdigest(),
+    )
+    white = BankRows(whiten(raw, 16, 0.3), 16, True, "identity", whitening(raw, 16, 0.3))
+    told = white.made(raw, ids)
+    assert (told.sentences, told.mean, told.projection) == (text, mean, None)
+    assert told.whitening is not None
+    white.project.weight.data[0, 1] = 0.5  # as training moves it
+    moved = white.made(raw, ids)
+    assert moved.projection == hashlib.sha256(white.project.weight.detach().numpy().tobytes()).hexdigest()
+    assert moved.whitening == told.whitening
+    assert (
+        BankRows(whiten(raw, 16, 0.4), 16, True, "identity", whitening(raw, 16, 0.4)).made(raw, ids).whitening != told.whitening
+    )
+    centred = BankRows(centring(raw)(raw), 16, True, "random", centring(raw)).made(raw, ids)
+    assert (centred.mean, centred.whitening) == (mean, None)
+    plain = BankRows(raw, 16, True, "random").made(raw, ids)
+    assert (plain.mean, plain.whitening) == (None, None)
+    assert plain.projection is not None
+
+
+def test_rows_of_other_sentences_are_refused_by_name(raw: np.ndarray) -> None:
+    ids = [f"L{i}" for i in range(12)]
+    rows = BankRows(whiten(raw, 16, 0.3), 16, True, "identity", whitening(raw, 16, 0.3))
+    other = raw.copy()
+    other[[3, 4]] = raw[[4, 3]]
+    with pytest.raises(
+        RowsError, match=r"^L[34]: cosine -?0\.\d+ between its row and what its sentence gives, 0\.9999 "
+    ):
+        rows.made(other, ids)
+    flipped = whitening(raw, 16, 0.3)
+    flipped.basis[:, 0] *= -1  # as another library may choose the sign of a direction
+    with pytest.raises(RowsError):
+        BankRows(whiten(raw, 16, 0.3), 16, True, "identity", flipped).made(raw, ids)
