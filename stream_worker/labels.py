@@ -133,7 +133,8 @@ class BankWatcher:
             self._metrics.bank_refused.inc()
             log.error("label bank refused, the old one stays", error=str(error))
             return False
-        log.info("label bank in use", digest=digest[:16], labels=len(bank.labels))
+        own = {id: share.own for id, share in bank.prevalence.labels.items()} if bank.prevalence else None
+        log.info("label bank in use", digest=digest[:16], labels=len(bank.labels), own_prevalence=own)
         self.bank, self._refused = bank, None
         self._metrics.use_bank(digest)
         return True

@@ -209,6 +209,9 @@ def export(
             "cosine with the float32 embeddings is below 0.98, or held-out macro AUROC falls by more than 0.003."
         ),
     ] = False,
+    s8s8: Annotated[
+        bool, typer.Option(help="Also write encoder.s8s8.onnx, 8 bits as TensorRT wants them; refused by the same measures.")
+    ] = False,
     crossval: Annotated[
         Path | None,
         typer.Option(
@@ -229,6 +232,7 @@ def export(
         from training.evaluate import LEAD_SETS
         from training.folds import DEVELOPMENT
         from training.held_out import by_crossval, by_folds
+        from training.quantize import S8S8, U8S8
         from training.scorers import open_run
 
         trained, records, bank = open_run(run, data, text)
@@ -242,14 +246,15 @@ def export(
         report = DataSet(data, records.labels, (VALIDATION_FOLD,))
         commands = [records.manifest["command"], bank.command, trained.state["command"], command_line()]
         held = DataSet(data, records.labels, DEVELOPMENT if crossval else settings.calibration_folds)
-        scored = (int(crossval is None) + int8) * len(held) + len(LEAD_SETS) * len(report)
+        forms = [form for form, wanted in ((U8S8, int8), (S8S8, s8s8)) if wanted]
+        scored = (int(crossval is None) + len(forms)) * len(held) + len(LEAD_SETS) * len(report)
         with progress("scoring", scored) as advance:
             if crossval is None:
                 held_out = by_folds(trained.model, records, held, advance)
             else:
                 held_out = by_crossval(crossval, settings, records)
             made = work.export(
-                trained.model, records, held_out, report, bank, out, "\n".join(commands), fp32, safetensors, int8, advance
+                trained.model, records, held_out, report, bank, out, "\n".join(commands), fp32, safetensors, forms, advance
             )
         size = sum(path.stat().st_size for path in made.iterdir())
         typer.echo(f"{made}: {size / 1e6:.2f} MB, verified and opened")
@@ -261,15 +266,34 @@ def publish(
         Path, typer.Argument(help="An artifact directory, or one that holds exactly one.", exists=True, file_okay=False)
     ],
     redis: Annotated[str, typer.Option(help="redis://[user:password@]host:port/db", envvar="ECG_REDIS_URL")],
+    prevalence: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE.csv|training",
+            help="How frequent findings are where this bank is used: columns label, prevalence (0.02 for 2 %). `training` goes "
+            "back to what they are in the training data.",
+        ),
+    ] = None,
 ) -> None:
     """Put the artifact's label bank into Redis and make it the active one; running workers with that encoder swap to it.
 
-    The artifact is verified first; a bank that does not fit its encoder is refused and Redis is left as it was.
+    The artifact is verified first; a bank that does not fit its encoder is refused and Redis is left as it was. With
+    --prevalence the probabilities of these labels are moved to it, and their thresholds with them: what is positive stays
+    positive. A bank with own prevalence is not replaced by one without unless --prevalence says so.
     """
     with plain_errors():
+        from encoders.artifact import Artifact
+        from training.prevalence import own_bank, read_prevalence
+        from training.publish import check_no_own
         from training.publish import publish as send
 
-        typer.echo(f"active label bank: {send(redis, artifact)}")
+        own = {} if prevalence in (None, "training") else read_prevalence(Path(str(prevalence)))
+        bank = own_bank(Artifact.load(artifact), own)
+        if prevalence is None:
+            check_no_own(redis)
+        typer.echo(f"active label bank: {send(redis, bank)}")
+        for id, share in bank.prevalence.labels.items() if bank.prevalence else ():
+            typer.echo(f"{id}: prevalence {share.training:g} in training, {share.own:g} here")
 
 
 app.command("crossval")(crossval_command)

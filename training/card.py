@@ -58,14 +58,15 @@ forbids medical use: whoever trains with it is bound by that."""
 
 
 def _int8(metrics: dict[str, Any]) -> str:
-    if "int8" not in metrics:
-        return ""
-    each = ", ".join(f"{value:.4f} ({name})" for name, value in metrics["int8"]["median_cosine"].items())
-    gate = metrics["int8"]["held_out_auroc"]
-    return (
-        f"\n`encoder.u8s8.onnx`: median cosine with the float32 embeddings, by leads: {each};\nmacro AUROC on held-out records "
-        f"{gate['int8_macro_auroc']:.4f}, in float32 {gate['macro_auroc']:.4f} ({gate['labels']} labels)."
-    )
+    out = ""
+    for form, measured in metrics.get("int8", {}).items():
+        each = ", ".join(f"{value:.4f} ({name})" for name, value in measured["median_cosine"].items())
+        gate = measured["held_out_auroc"]
+        out += (
+            f"\n`encoder.{form}.onnx`: median cosine with the float32 embeddings, by leads: {each};\nmacro AUROC on held-out "
+            f"records {gate['int8_macro_auroc']:.4f}, in float32 {gate['macro_auroc']:.4f} ({gate['labels']} labels)."
+        )
+    return out
 
 
 def _data(metrics: dict[str, Any]) -> str:

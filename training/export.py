@@ -38,6 +38,7 @@ from training.golden import golden_recording
 from training.held_out import HeldOut, build_bank, int8_encoder
 from training.labels import TextBank
 from training.onnx_graph import encoder_graph
+from training.quantize import Form
 from training.scorers import evidence_of_bank, prevalence_of
 from training.trainee import Trainee
 
@@ -62,13 +63,13 @@ def export(
     command: str = "",
     fp32: bool = False,
     safetensors: bool = False,
-    int8: bool = False,
+    int8: Sequence[Form] = (),
     advance: Callable[[int], None] = lambda n: None,
 ) -> Path:
     """Write the artifact under `out` -> its directory. report: the folds for reporting, scored once, here; None: no metrics.
 
-    fp32, safetensors, int8: optional files. advance is told how many records were scored: of held_out once for int8, of
-    report by lead set. Raises ExportError, ArtifactError, ProtocolError, and QuantizeError before fold 9 is scored.
+    fp32, safetensors, int8: optional files. advance is told how many records were scored: of held_out once for each of int8, of
+    report by lead set. Raises ExportError, ArtifactError, ProtocolError, RowsError, and QuantizeError before fold 9 is scored.
     """
     if model.config.objective == "supervised":
         raise ExportError("a supervised run has no label bank: it is a reference; train with another objective")
@@ -109,7 +110,7 @@ def _optional(
     held_out: HeldOut,
     text: TextBank,
     fp32: bool,
-    int8: bool,
+    int8: Sequence[Form],
     advance: Callable[[int], None],
 ) -> tuple[dict[str, bytes], dict[str, Any]]:
     """Further graphs by file name, and what was measured of them."""
@@ -117,9 +118,9 @@ def _optional(
     measured: dict[str, Any] = {}
     if fp32:
         files["encoder.fp32.onnx"] = encoder_graph(model.encoder, half=False)
-    if int8:
-        files["encoder.u8s8.onnx"], measured["int8"] = int8_encoder(model, train, held_out, text, advance)
-    return files, measured
+    for form in int8:
+        files[form.file], measured[form.name] = int8_encoder(model, train, held_out, text, form, advance)
+    return files, {"int8": measured} if int8 else {}
 
 
 def _json(value: Any) -> bytes:

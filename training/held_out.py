@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from encoders.bank import MIN_POSITIVES, Label, LabelBank, tier_of
-from training.calibration import apply_platt, best_threshold, fit_platt_all
+from training.calibration import MIN_THRESHOLD_POSITIVES, apply_platt, best_threshold, fit_platt_all
 from training.config import TrainConfig
 from training.crossval import CrossValidated, fold_config, read_crossval, run_name
 from training.data import DataSet, Floats
@@ -21,7 +21,8 @@ from training.evaluate import Predictions, model_scorer, predict
 from training.folds import DEVELOPMENT, GROUPS, ProtocolError, check_development, check_disjoint
 from training.labels import TextBank
 from training.loop import load_trained
-from training.quantize import check_auroc, int8_graph, int8_logits
+from training.quantize import Form, check_auroc, int8_graph, int8_logits
+from training.rows import BankRows
 from training.targets import count_evidence
 from training.trainee import Trainee
 
@@ -71,7 +72,7 @@ def by_crossval(directory: Path, config: TrainConfig, train: DataSet) -> HeldOut
 
 
 def build_bank(model: Trainee, train: DataSet, held_out: HeldOut, text: TextBank, encoder_digest: str) -> LabelBank:
-    """Rows and biases of a run, with tiers, calibration and thresholds from `held_out`. Raises ProtocolError."""
+    """Rows and biases of a run, with tiers, calibration and thresholds from `held_out`. Raises ProtocolError, RowsError."""
     p, positives, active = held_out.predictions, train.positives(), model.active.numpy()
     if untrained := [s.id for s, n, a in zip(train.labels, positives, active, strict=True) if n >= MIN_POSITIVES and not a]:
         raise ProtocolError(
@@ -83,7 +84,7 @@ def build_bank(model: Trainee, train: DataSet, held_out: HeldOut, text: TextBank
     labels = []
     for j, s in enumerate(train.labels):
         ab, rows = platt[j], p.known[:, j]
-        threshold = best_threshold(apply_platt(p.logits[rows, j], ab), p.y[rows, j]) if ab else None
+        decides = ab is not None and seen[j] >= MIN_THRESHOLD_POSITIVES  # cases, not windows of one recording
         labels.append(
             Label(
                 id=s.id,
@@ -97,10 +98,12 @@ def build_bank(model: Trainee, train: DataSet, held_out: HeldOut, text: TextBank
                 held_out=int(seen[j]),
                 bias=float(bias[j]),
                 calibration=ab,
-                threshold=threshold,
+                threshold=best_threshold(apply_platt(p.logits[rows, j], ab), p.y[rows, j]) if ab and decides else None,
             )
         )
-    return LabelBank(tuple(labels), model.rows().detach().numpy(), float(model.scale), encoder_digest, text.text)
+    assert isinstance(model.rows, BankRows)  # a supervised run has none, and is refused before
+    made = model.rows.made(text.rows_of(train.labels), [s.id for s in train.labels])
+    return LabelBank(tuple(labels), model.rows().detach().numpy(), float(model.scale), encoder_digest, text.text, made)
 
 
 def int8_encoder(
@@ -108,24 +111,25 @@ def int8_encoder(
     train: DataSet,
     held_out: HeldOut,
     text: TextBank,
+    form: Form,
     advance: Callable[[int], None] = lambda n: None,
 ) -> tuple[bytes, dict[str, Any]]:
-    """encoder.u8s8.onnx and what was measured: cosines, and the AUROC that 8 bits cost on records no weight was fitted on.
+    """The 8-bit graph and what was measured: ranges, cosines, the AUROC that 8 bits cost on records no weight was fitted on.
 
     The cross-validated models are quantized as the exported one is, since that one has seen all of folds 1 to 8. Raises
     QuantizeError.
     """
     seed = model.config.seed
-    graph, measured = int8_graph(model.encoder, train, held_out.records, seed)
+    graph, measured = int8_graph(model.encoder, train, held_out.records, form, seed)
     if held_out.crossval is None:
         rough = int8_logits(model, graph, held_out.records, advance)
     else:
-        rough = _out_of_fold_in_8_bits(held_out, text, seed, advance)
-    measured["held_out_auroc"] = check_auroc(held_out.predictions, rough, train.positives() >= MIN_POSITIVES)
+        rough = _out_of_fold_in_8_bits(held_out, text, form, seed, advance)
+    measured["held_out_auroc"] = check_auroc(held_out.predictions, rough, train.positives() >= MIN_POSITIVES, form)
     return graph, measured
 
 
-def _out_of_fold_in_8_bits(held_out: HeldOut, text: TextBank, seed: int, advance: Callable[[int], None]) -> Floats:
+def _out_of_fold_in_8_bits(held_out: HeldOut, text: TextBank, form: Form, seed: int, advance: Callable[[int], None]) -> Floats:
     assert held_out.crossval is not None
     whole = held_out.records
     fold = np.array([row["fold"] for row in whole.index])
@@ -136,6 +140,6 @@ def _out_of_fold_in_8_bits(held_out: HeldOut, text: TextBank, seed: int, advance
         training = DataSet(whole.directory, whole.labels, settings.train_folds)
         records = DataSet(whole.directory, whole.labels, group)
         model = load_trained(held_out.crossval.directory / run_name(group), training, text).model
-        graph, _ = int8_graph(model.encoder, training, records, seed)
+        graph, _ = int8_graph(model.encoder, training, records, form, seed)
         rough[np.isin(fold, group)] = int8_logits(model, graph, records, advance)
     return rough

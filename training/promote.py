@@ -5,6 +5,9 @@ AUROC falls by more than 0.02, or the decisions at the threshold become worse, o
 threshold, where the running artifact does; when the lower end of the macro difference is below -0.005; when nothing could be
 compared. A label with too few cases is "not testable"
 and listed: it is no reason to refuse, and never counts as passed. N record, L label.
+
+Where the running bank holds a deployment's own prevalence, the candidate's is moved to the same before it is compared and
+published. Neither areas nor decisions depend on it, since thresholds move with it: only probabilities do.
 """
 
 from __future__ import annotations
@@ -26,8 +29,20 @@ from training.checkpoint import write_whole
 from training.data import DataSet
 from training.evaluate import bank_scorer, predict
 from training.metrics import MIN_CASES, aurocs, enough
+from training.targets import count_cases
 
-__all__ = ["Compared", "PromoteError", "Scores", "check_folds", "compare", "default_protected", "keep", "running_bank", "score"]
+__all__ = [
+    "Compared",
+    "PromoteError",
+    "Scores",
+    "check_folds",
+    "compare",
+    "default_protected",
+    "keep",
+    "running_bank",
+    "score",
+    "served",
+]
 
 MOST_DROP = 0.02  # of a protected label's AUROC, or of sensitivity + specificity at its threshold, without --accept
 LEAST_MACRO = -0.005  # lower end of the interval of the macro difference
@@ -78,6 +93,11 @@ class Compared:
 def default_protected(bank: LabelBank) -> frozenset[str]:
     """Labels whose urgency is critical, urgent or routine_new_urgent."""
     return frozenset(label.id for label in bank.labels if label.urgency not in UNPROTECTED)
+
+
+def served(bank: LabelBank) -> frozenset[str]:
+    """Labels to which the bank gives a probability."""
+    return frozenset(label.id for label in bank.labels if label.tier != "unsupported")
 
 
 def check_folds(artifact: Artifact, folds: Collection[int], role: str) -> None:
@@ -135,27 +155,33 @@ def compare(
     ids: Sequence[str],
     protected: Collection[str],
     accepted: Collection[str] = (),
+    cases: NDArray[np.int64] | None = None,
 ) -> dict[str, Any]:
-    """The decision as a document. y, known: (N, L); patients: N; ids: L. Raises PromoteError for names that do not exist."""
+    """The decision as a document. y, known: (N, L); patients: N; ids: L; cases: (N,) as `enough` counts them.
+
+    Raises PromoteError for names that do not exist.
+    """
     for option, names in (("--protected", protected), ("--accept", accepted)):
         if missing := sorted(set(names) - set(ids)):
             raise PromoteError(f"{option} {', '.join(missing)}: no label of these artifacts; they have {', '.join(ids)}")
-    both, testable = candidate.served & running.served, enough(y, known)
+    cases = np.arange(len(y)) if cases is None else cases
+    positives, negatives = count_cases(y & known, cases), count_cases(~y & known, cases)
+    both, testable = candidate.served & running.served, enough(y, known, cases)
     weights = resamples(list(patients))
     ours, theirs = (aurocs(s.logits, y, known & both & testable, weights) for s in (candidate, running))  # (R, L)
     labels = []
     for j, id in enumerate(ids):
-        cases = (int((y & known)[:, j].sum()), int((~y & known)[:, j].sum()))
-        state = _unmeasured(candidate.served[j], running.served[j], testable[j], cases)
+        counts = (int(positives[j]), int(negatives[j]))
+        state = _unmeasured(candidate.served[j], running.served[j], testable[j], counts)
         if state is None:
-            found = _judge(id, id in protected, id in accepted, cases, ours[:, j], theirs[:, j])
+            found = _judge(id, id in protected, id in accepted, counts, ours[:, j], theirs[:, j])
             labels.append(_decided(found, j, candidate, running, y, known, weights, id in accepted))
         else:
             if state[0] == "not testable" and running.decides[j] and not candidate.decides[j]:
                 state = ("lost", NO_THRESHOLD)
             if state[0] == "lost" and id in protected:
                 state = ("accepted" if id in accepted else "refused", state[1])
-            labels.append(Compared(id, id in protected, *cases, *state))
+            labels.append(Compared(id, id in protected, *counts, *state))
     measured = [j for j, label in enumerate(labels) if label.difference is not None]
     values = macro(ours[:, measured]) - macro(theirs[:, measured]) if measured else np.full(1, np.nan)
     low_high = interval(values)
@@ -269,22 +295,28 @@ def running_bank(running: Artifact, active: LabelBank | None) -> LabelBank:
 
 
 def keep(
-    decision: dict[str, Any], candidate: Artifact, running: Artifact, bank: LabelBank, command: str, data: str, published: str
+    decision: dict[str, Any],
+    candidate: tuple[Artifact, LabelBank],
+    running: tuple[Artifact, LabelBank],
+    command: str,
+    data: str,
+    published: str,
 ) -> Path:
     """Write `<digest>.promotion.json` beside the candidate's directory -> its path.
 
-    bank: the running one that was compared. data: digest of the data set. published: digest of the bank, "" if it was not.
+    candidate, running: with the banks that were compared. data: digest of the data set. published: digest of the bank, "" if
+    it was not.
     """
+    sides = {"candidate": candidate, "running": running}
     told = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": command,
-        "candidate": {"artifact": candidate.digest, "encoder": candidate.encoder_digest, "bank": candidate.bank().digest},
-        "running": {"artifact": running.digest, "encoder": running.encoder_digest, "bank": bank.digest},
+        **{k: {"artifact": a.digest, "encoder": a.encoder_digest, "bank": b.digest} for k, (a, b) in sides.items()},
         "data": data,
         "published": published,
         **decision,
     }
-    path = candidate.directory.parent / f"{candidate.digest[:16]}.promotion.json"
+    path = candidate[0].directory.parent / f"{candidate[0].digest[:16]}.promotion.json"
     body = json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     write_whole(path, lambda part: part.write_text(body, encoding="utf-8"))
     return path

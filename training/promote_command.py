@@ -51,7 +51,9 @@ def promote(
         from encoders.artifact import Artifact
         from training import promote as work
         from training.data import DataSet
+        from training.prevalence import own_bank, own_of
         from training.publish import active_bank, publish
+        from training.targets import cases_of
         from training.vocabulary import read_vocabulary, select
 
         new, old = Artifact.load(candidate), Artifact.load(against)
@@ -60,25 +62,28 @@ def promote(
         work.check_folds(old, chosen, "running")
         active = active_bank(redis) if redis else None
         bank = work.running_bank(old, active)
-        if new.bank().digest == bank.digest:
+        own = {id: share for id, share in own_of(bank).items() if id in work.served(new.bank())}
+        ready = own_bank(new, own)
+        if ready.digest == bank.digest:
             raise work.PromoteError(f"{candidate}: its bank {bank.digest[:16]} is the running one; nothing to promote")
-        names = dict.fromkeys(label.id for b in (bank, new.bank()) for label in b.labels)
+        names = dict.fromkeys(label.id for b in (bank, ready) for label in b.labels)
         records = DataSet(data, select(read_vocabulary(), ",".join(names)), chosen)
         ids = [s.id for s in records.labels]
         guarded = set(ids) if protected == "all" else {p.strip() for p in protected.split(",") if p.strip()}
-        guarded = guarded or set(work.default_protected(bank) | work.default_protected(new.bank()))
+        guarded = guarded or set(work.default_protected(bank) | work.default_protected(ready))
         with progress("scoring", 2 * len(records)) as advance:
-            (ours, theirs), y, known = work.score([(new, new.bank()), (old, bank)], records, advance)
+            (ours, theirs), y, known = work.score([(new, ready), (old, bank)], records, advance)
         patients = [row["patient"] for row in records.index]
-        decision = work.compare(ours, theirs, y, known, patients, ids, guarded, accept or ())
-        decision["folds"] = list(chosen)
+        cases = cases_of(records.index)
+        decision = work.compare(ours, theirs, y, known, patients, ids, guarded, accept or (), cases)
+        decision |= {"folds": list(chosen), "own_prevalence": own}
         typer.echo(json.dumps(decision, ensure_ascii=False)) if as_json else _show(decision)
         published = ""
         if redis and decision["promoted"] and not dry_run:
-            published = publish(redis, new.directory, instead_of=active)
+            published = publish(redis, ready, instead_of=active)
             typer.echo(f"active label bank: {published}", err=as_json)
         if not dry_run:
-            path = work.keep(decision, new, old, bank, command_line(), records.digest, published)
+            path = work.keep(decision, (new, ready), (old, bank), command_line(), records.digest, published)
             typer.echo(f"written: {path}", err=as_json)
         if not decision["promoted"]:
             raise typer.Exit(REFUSED)
@@ -112,6 +117,9 @@ def _show(decision: dict[str, Any]) -> None:
         console.print(f"not testable, protected: {', '.join(guarded)}", highlight=False)
     if others:
         console.print(f"not testable: {', '.join(others)}", highlight=False)
+    if decision["own_prevalence"]:
+        told = ", ".join(f"{id} {share:g}" for id, share in decision["own_prevalence"].items())
+        console.print(f"with the running bank's own prevalence of {told}", highlight=False)
     for reason in decision["reasons"]:
         console.print(f"refused: {reason}", highlight=False)
     console.print("promoted" if decision["promoted"] else "not promoted", style="bold", highlight=False)

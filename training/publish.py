@@ -1,19 +1,21 @@
-"""An artifact's label bank -> Redis, where running workers see it change: first the bytes, then the pointer to them."""
+"""An artifact's label bank -> Redis, where running workers see it change: first the bytes, then the pointer to them.
+
+A bank may hold a deployment's own prevalence (training/prevalence.py). One without never replaces it unasked.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import redis
 
-from encoders.artifact import Artifact
-from encoders.bank import LabelBank
+from encoders.bank import BankError, LabelBank
+from training.prevalence import own_of
 
-__all__ = ["ACTIVE_KEY", "PublishError", "active_bank", "bank_key", "publish"]
+__all__ = ["ACTIVE_KEY", "PublishError", "active_bank", "bank_key", "check_no_own", "publish"]
 
 ACTIVE_KEY = "ecg:bank:active"
 TIMEOUT_S = 5.0
@@ -51,18 +53,29 @@ def active_bank(url: str) -> LabelBank | None:
         data: bytes | None = client.get(bank_key(digest))
         if data is None:
             raise PublishError(
-                f"{ACTIVE_KEY} names bank {digest}, which Redis does not hold; publish the running artifact again"
+                f"{ACTIVE_KEY} names bank {digest}, which Redis does not hold; publish the running artifact again, with "
+                "--prevalence FILE.csv or --prevalence training"
             )
         return LabelBank.from_bytes(data, expect_digest=digest)
 
 
-def publish(url: str, directory: Path, instead_of: LabelBank | None = None) -> str:
-    """Verify the artifact, store its bank, read it back, point `ecg:bank:active` at it -> the bank's digest.
+def check_no_own(url: str) -> None:
+    """Raises PublishError when the active bank holds own prevalences, or cannot be read to tell."""
+    choice = "say which is meant: --prevalence FILE.csv, or --prevalence training"
+    try:
+        own = own_of(active_bank(url))
+    except BankError as error:
+        raise PublishError(f"the active {error}: whether it holds own prevalences cannot be told; {choice}") from None
+    if own:
+        told = ", ".join(f"{id} {value:g}" for id, value in own.items())
+        raise PublishError(f"the active bank holds this deployment's own prevalence of {told}; {choice}")
 
-    instead_of: the pointer moves only while this bank is active. Raises ArtifactError, with Redis untouched, or PublishError.
+
+def publish(url: str, bank: LabelBank, instead_of: LabelBank | None = None) -> str:
+    """Store a verified artifact's bank, read it back, point `ecg:bank:active` at it -> the bank's digest.
+
+    instead_of: the pointer moves only while this bank is active. Raises PublishError.
     """
-    artifact = Artifact.load(directory)
-    bank = artifact.bank()
     data = bank.to_bytes()
     with _client(url) as client:
         client.set(bank_key(bank.digest), data)

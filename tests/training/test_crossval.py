@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,7 +25,7 @@ from training.held_out import build_bank, by_crossval, by_folds, int8_encoder
 from training.labels import TextBank
 from training.loop import load_trained, train
 from training.metrics import macro_auroc
-from training.quantize import QuantizeError
+from training.quantize import S8S8, U8S8, QuantizeError
 from training.vocabulary import Statement, select
 
 TINY = TrainConfig(
@@ -219,6 +220,14 @@ def test_the_refit_is_calibrated_by_all_out_of_fold_predictions(
     assert {x.id: x.tier for x in bank.labels} == {k: v["tier"] for k, v in told.items()}
     assert {x.id: x.held_out for x in bank.labels} == {k: v["out_of_fold"] for k, v in told.items()}
     assert {"evaluated", "trained", "unsupported"} == {x.tier for x in bank.labels}
+    assert bank.made is not None
+    assert bank.made.sentences == hashlib.sha256(text.rows_of(labels).tobytes()).hexdigest()
+    assert any(x.threshold is not None for x in bank.labels)
+    p = held_out.predictions
+    windows = [{**row, "patient": "one", "window": i} for i, row in enumerate(p.index)]
+    alone = build_bank(model, whole, replace(held_out, predictions=replace(p, index=windows)), text, "ab" * 32)
+    assert {x.tier for x in alone.labels} == {"trained", "unsupported"}
+    assert all(x.threshold is None for x in alone.labels)  # however many windows, it is one heart
     with pytest.raises(ProtocolError, match=r"cross-validated another recipe: lr: 0\.001 there, 0\.002 here"):
         by_crossval(done, replace(model.config, lr=0.002), whole)
     with pytest.raises(ProtocolError, match=r"fitted on folds 3, 4, 5, 6, 7, 8; .*crossval --refit"):
@@ -236,10 +245,10 @@ def test_8_bits_are_judged_on_the_models_that_never_saw_the_records(
     scored: list[int] = []
     monkeypatch.setattr("training.quantize.MOST_LOSS", -1)
     with pytest.raises(QuantizeError, match=r"may lose at most -1 of macro AUROC on held-out records, lost -?0\.\d{4} \("):
-        int8_encoder(model, whole, held_out, text, scored.append)
+        int8_encoder(model, whole, held_out, text, S8S8, scored.append)
     assert sum(scored) == len(whole)
     monkeypatch.setattr("training.quantize.MOST_LOSS", 1.0)
-    graph, told = int8_encoder(model, whole, held_out, text)
+    graph, told = int8_encoder(model, whole, held_out, text, U8S8)
     assert len(graph) > 1_000_000
     gate = told["held_out_auroc"]
     assert gate["loss"] == pytest.approx(gate["macro_auroc"] - gate["int8_macro_auroc"], abs=1e-9)

@@ -64,7 +64,7 @@ def made(unpacked: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("training.metrics.MIN_CASES", 5)  # 220 records hold few of anything
         patch.setattr("training.quantize.MOST_LOSS", 0.05)  # one swap of a pair is 0.001 and more
-        said += run("export", out, *arguments, "--fp32", "--safetensors", "--int8").output
+        said += run("export", out, *arguments, "--fp32", "--safetensors", "--int8", "--s8s8").output
     (artifact,) = (root / "model").iterdir()
     return Made(data, text, out, artifact, said)
 
@@ -124,7 +124,7 @@ def test_optional_files_are_listed_and_agree(made: Made, unpacked: Path) -> None
     x = preprocess(recording.samples, recording.layout).x[None]
     with artifact.open(threads=1) as half:
         expected = half.encode(x)
-    for name, least in (("encoder.fp32.onnx", 0.99999), ("encoder.u8s8.onnx", 0.98)):
+    for name, least in (("encoder.fp32.onnx", 0.99999), ("encoder.u8s8.onnx", 0.98), ("encoder.s8s8.onnx", 0.98)):
         with OnnxEncoder(made.artifact / name, files[name].sha256, threads=1) as encoder:
             assert float(np.sum(encoder.encode(x) * expected)) > least, name
     assert "encoder.safetensors" in files
@@ -136,14 +136,24 @@ def test_optional_files_are_listed_and_agree(made: Made, unpacked: Path) -> None
     assert weights["layers.0.conv1.weight_quantized"].data_type == onnx.TensorProto.INT8
     assert weights["x_zero_point" if "x_zero_point" in weights else "stem_zero_point"].data_type == onnx.TensorProto.UINT8
     assert weights["layers.0.conv1.weight_scale"].dims == [64]  # a scale a channel
-    measured = json.loads(artifact.read("metrics.json"))["int8"]
-    assert artifact.manifest.training.data["int8"] == measured
-    gate = measured["held_out_auroc"]
-    assert gate["labels"] >= 1
-    assert gate["loss"] == pytest.approx(gate["macro_auroc"] - gate["int8_macro_auroc"])
-    assert set(measured["median_cosine"]) == {"12", "limb6", "I+II", "I"}
-    assert 0.98 <= min(measured["median_cosine"].values()) < 1
-    assert f"{measured['median_cosine']['12']:.4f} (12)" in artifact.read("MODEL_CARD.md").decode()
+    told = json.loads(artifact.read("metrics.json"))["int8"]
+    assert artifact.manifest.training.data["int8"] == told
+    assert list(told) == ["u8s8", "s8s8"]
+    card = artifact.read("MODEL_CARD.md").decode()
+    for form, measured in told.items():
+        gate = measured["held_out_auroc"]
+        assert gate["labels"] >= 1
+        assert gate["loss"] == pytest.approx(gate["macro_auroc"] - gate["int8_macro_auroc"])
+        assert set(measured["median_cosine"]) == {"12", "limb6", "I+II", "I"}
+        assert 0.98 <= min(measured["median_cosine"].values()) < 1
+        assert f"`encoder.{form}.onnx`: " in card
+        assert f"{measured['median_cosine']['12']:.4f} (12)" in card
+        assert len(measured["ranges"]) > 10
+        assert all(low <= 0 < high for low, high in measured["ranges"].values())
+    bank = artifact.bank()
+    assert bank.made is not None
+    assert bank.made.whitening is not None
+    assert bank.prevalence is None
 
 
 def test_a_poor_int8_encoder_is_not_written(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,6 +324,39 @@ def test_publish_stores_the_bank_then_points_at_it(made: Made, redis_url: str, t
         assert client.get("ecg:bank:active") == digest.encode()
         stored = client.get(f"ecg:bank:{digest}")
     assert LabelBank.from_bytes(stored, expect_digest=digest).labels
+
+
+def test_publish_with_a_deployments_own_prevalence(made: Made, redis_url: str, tmp_path: Path) -> None:
+    import redis
+
+    bank = Artifact.load(made.artifact).bank()
+    training = Artifact.load(made.artifact).manifest.training.data["prevalence"]["AFIB"]
+    own = tmp_path / "own.csv"
+    own.write_text("label,prevalence\nAFIB,0.004\n")
+    publish = ("publish", made.artifact, "--redis", redis_url)
+    with redis.Redis.from_url(redis_url) as client:
+        client.delete("ecg:bank:active")
+        assert f"AFIB: prevalence {training:g} in training, 0.004 here" in run(*publish, "--prevalence", own).output
+        active = client.get("ecg:bank:active").decode()
+        moved = LabelBank.from_bytes(client.get(f"ecg:bank:{active}"), expect_digest=active)
+        assert active != bank.digest
+        (j,) = [k for k, label in enumerate(bank.labels) if label.id == "AFIB"]
+        before, after = bank.labels[j].calibration, moved.labels[j].calibration
+        assert before is not None
+        assert after is not None
+        assert after[1] - before[1] == pytest.approx(np.log(0.004 / 0.996) - np.log(training / (1 - training)))
+        refused = run(*publish, code=2).stderr
+        assert "holds this deployment's own prevalence of AFIB 0.004; say which is meant: --prevalence FILE.csv" in refused
+        assert client.get("ecg:bank:active").decode() == active
+        assert bank.digest in run(*publish, "--prevalence", "training").output
+        assert bank.digest in run(*publish).output
+        client.set(f"ecg:bank:{'ab' * 32}", b"other")
+        client.set("ecg:bank:active", "ab" * 32)
+        assert "cannot be told; say which is meant" in run(*publish, code=2).stderr
+        own.write_text("label,prevalence\nVF,0.004\n")
+        assert "VF: " in run(*publish, "--prevalence", own, code=2).stderr
+        assert client.get("ecg:bank:active") == b"ab" * 32
+        client.delete("ecg:bank:active", f"ecg:bank:{'ab' * 32}")
 
 
 def test_publish_without_redis_says_so(made: Made) -> None:

@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from encoders.artifact import Artifact
 from encoders.bank import LabelBank
 from training.__main__ import app
+from training.prevalence import own_bank
 from training.promote import PromoteError, Scores, check_folds, compare, default_protected
 from training.publish import ACTIVE_KEY, PublishError, active_bank, publish
 
@@ -145,6 +146,18 @@ def test_too_few_positives_are_not_testable_and_never_passed() -> None:
     assert not decision["promoted"]
 
 
+def test_windows_of_one_recording_are_one_case() -> None:
+    y = truth(20, 20)
+    twelve = np.concatenate([np.zeros(11, dtype=np.int64), np.arange(1, N - 10)])  # 11 of 20 positives are of one recording
+    poor = perfect(y)
+    poor[:20, 0] = -1
+    arguments = (scores(poor), scores(perfect(y)), y, np.ones_like(y), PATIENTS, ["A", "B"], ["A"], ())
+    assert compare(*arguments, twelve)["labels"][0]["state"] == "refused"  # 1 + 9
+    seventeen = np.concatenate([np.zeros(16, dtype=np.int64), np.arange(1, N - 15)])
+    label = compare(*arguments, seventeen)["labels"][0]
+    assert (label["state"], label["why"]) == ("not testable", "5 positives and 190 negatives, 10 of each are needed")
+
+
 def test_a_protected_label_must_not_lose_its_probability() -> None:
     y = truth(20, 20, 20, 20)
     without = scores(perfect(y), [False, False, True, False])
@@ -205,8 +218,15 @@ def test_records_of_one_patient_are_drawn_together() -> None:
 # whole
 
 
-def changed(out: Path, bank: Callable[[LabelBank], LabelBank] = lambda b: b, encoder: bool = False) -> Path:
-    """A copy of the shipped artifact with another bank, or an encoder of other bytes that computes the same."""
+def changed(
+    out: Path,
+    bank: Callable[[LabelBank], LabelBank] = lambda b: b,
+    encoder: bool = False,
+    prevalence: dict[str, float] | None = None,
+) -> Path:
+    """A copy of the shipped artifact with another bank, an encoder of other bytes that computes the same, or a manifest that
+    tells the training prevalence.
+    """
     source = Artifact.load(SHIPPED)
     part = Path(shutil.copytree(source.directory, out / "part"))
     made = bank(source.bank())
@@ -220,6 +240,8 @@ def changed(out: Path, bank: Callable[[LabelBank], LabelBank] = lambda b: b, enc
     for name in ("labels.bank", "encoder.onnx"):
         body = (part / name).read_bytes()
         manifest["files"][name] = {"sha256": hashlib.sha256(body).hexdigest(), "bytes": len(body)}
+    if prevalence:
+        manifest["training"]["data"]["prevalence"] = prevalence
     raw = json.dumps(manifest).encode()
     (part / "manifest.json").write_bytes(raw)
     final = out / hashlib.sha256(raw).hexdigest()[:16]
@@ -259,7 +281,7 @@ def test_a_good_candidate_becomes_active(prepared: Path, tmp_path: Path, redis_u
     arguments = (candidate, "--against", SHIPPED, "--data", prepared, "--redis", redis_url)
     with redis_client.Redis.from_url(redis_url) as client:
         client.delete(ACTIVE_KEY)
-        publish(redis_url, SHIPPED)
+        publish(redis_url, running.bank())
         said = run(0, *arguments, "--dry-run").output
         assert "promoted" in said
         assert client.get(ACTIVE_KEY) == running.bank().digest.encode()
@@ -279,7 +301,7 @@ def test_a_good_candidate_becomes_active(prepared: Path, tmp_path: Path, redis_u
 @pytest.mark.usefixtures("few_suffice")
 def test_a_poor_candidate_is_refused_and_redis_left_alone(prepared: Path, tmp_path: Path, redis_url: str) -> None:
     candidate = changed(tmp_path, shuffled)
-    publish(redis_url, SHIPPED)
+    publish(redis_url, Artifact.load(SHIPPED).bank())
     said = run(1, candidate, "--against", SHIPPED, "--data", prepared, "--redis", redis_url).output
     assert "refused: " in said
     assert "not promoted" in said
@@ -298,7 +320,7 @@ def test_another_encoder_needs_a_worker_started_anew(prepared: Path, tmp_path: P
     told = run(0, candidate, "--against", SHIPPED, "--data", prepared, "--json")
     assert json.loads(told.stdout)["promoted"]
     assert "start workers with the new artifact" in told.stderr
-    publish(redis_url, candidate)
+    publish(redis_url, Artifact.load(candidate).bank())
     (tmp_path / "b").mkdir()
     other = changed(tmp_path / "b", softer)
     refused = run(2, other, "--against", SHIPPED, "--data", prepared, "--redis", redis_url)
@@ -309,14 +331,42 @@ def test_another_encoder_needs_a_worker_started_anew(prepared: Path, tmp_path: P
 
 def test_a_bank_published_meanwhile_is_not_overwritten(tmp_path: Path, redis_url: str) -> None:
     shipped, candidate = Artifact.load(SHIPPED).bank(), changed(tmp_path, softer)
-    publish(redis_url, candidate)
+    publish(redis_url, Artifact.load(candidate).bank())
     with pytest.raises(PublishError, match=rf"bank {shipped.digest} was active when it was compared, now .*compare again"):
-        publish(redis_url, SHIPPED, instead_of=shipped)
+        publish(redis_url, shipped, instead_of=shipped)
     with redis_client.Redis.from_url(redis_url) as client:
         assert client.get(ACTIVE_KEY) == Artifact.load(candidate).bank().digest.encode()
         client.set(ACTIVE_KEY, "ab" * 32)
         with pytest.raises(PublishError, match="which Redis does not hold; publish the running artifact again"):
             active_bank(redis_url)
+        client.delete(ACTIVE_KEY)
+
+
+@pytest.mark.usefixtures("few_suffice")
+def test_the_running_banks_own_prevalence_is_carried_over(prepared: Path, tmp_path: Path, redis_url: str) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    running = Artifact.load(changed(tmp_path / "a", prevalence={"AFIB": 0.1, "SR": 0.5}))
+    candidate = changed(tmp_path / "b", softer, prevalence={"AFIB": 0.2, "SR": 0.6})
+    active = own_bank(running, {"AFIB": 0.01, "SR": 0.9})
+    arguments = (candidate, "--against", running.directory, "--data", prepared, "--redis", redis_url)
+    publish(redis_url, active)
+    plain = json.loads(run(0, candidate, "--against", running.directory, "--data", prepared, "--dry-run", "--json").stdout)
+    told = json.loads(run(0, *arguments, "--json").stdout)
+    assert told["own_prevalence"] == {"AFIB": 0.01, "SR": 0.9}
+    assert plain["own_prevalence"] == {}
+    decided = [[(x["id"], x["difference"], x["decisions"]) for x in each["labels"]] for each in (plain, told)]
+    assert decided[0] == decided[1]  # neither order nor decisions depend on prevalence
+    now = active_bank(redis_url)
+    assert now is not None
+    assert now.digest == own_bank(Artifact.load(candidate), {"AFIB": 0.01, "SR": 0.9}).digest
+    assert json.loads(next((tmp_path / "b").glob("*.json")).read_text())["candidate"]["bank"] == now.digest
+    assert "nothing to promote" in run(2, *arguments).stderr  # its bank, moved likewise, is what runs
+    publish(redis_url, active)
+    silent = changed(tmp_path, softer)
+    refused = run(2, silent, "--against", running.directory, "--data", prepared, "--redis", redis_url).stderr
+    assert "does not tell its training prevalence; export again" in refused
+    with redis_client.Redis.from_url(redis_url) as client:
         client.delete(ACTIVE_KEY)
 
 
