@@ -24,9 +24,10 @@ from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError, OffsetOutOfRangeError
 
-from stream_worker.errors import BrokerUnavailable, ConfigError, WorkerError
+from stream_worker.errors import BrokerUnavailable
 from stream_worker.kafka_admin import closed, connect_admin, refusal
 from stream_worker.seam import Headers, OffsetLost, OnPartitions, Outgoing, Position, Record
+from stream_worker.topic_watch import TopicWatch
 
 __all__ = ["KafkaBroker"]
 
@@ -34,8 +35,6 @@ _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 _RETRY_S = 0.5
-_WATCH_S = 1.0
-_WATCH_LIMIT_S = 3.0
 # One request is under way per node at a time, so a fetch that waits for an idle partition keeps a busy one waiting too.
 _FETCH_WAIT_MS = 50
 _FETCH_PARTITION_BYTES = 512 << 10  # more is slower: the client grows one buffer for a whole answer
@@ -78,9 +77,7 @@ class KafkaBroker:
         self._consumer: AIOKafkaConsumer | None = None
         self._producer: AIOKafkaProducer | None = None
         self._on_revoked: OnPartitions | None = None
-        self._topics = {chunks, findings}  # and others, once something is published to them
-        self._counts: dict[str, int] = {}
-        self._connected = False
+        self._topics = TopicWatch(bootstrap, (chunks, findings), self._count_partitions, self._fail)
         self._assigned: frozenset[int] = frozenset()
         self._next: dict[int, int] = {}
         self._paused: set[int] = set()
@@ -90,7 +87,7 @@ class KafkaBroker:
 
     @property
     def connected(self) -> bool:
-        return self._connected
+        return self._topics.connected
 
     @property
     def assigned(self) -> frozenset[int]:
@@ -103,10 +100,8 @@ class KafkaBroker:
         self._on_revoked = on_revoked
         try:
             self._admin = await connect_admin(self._common, self._request_timeout_s, deadline)
-            await self._learn_counts()
-            if self.chunk_partitions() == 0:
-                raise ConfigError(f"topic {self._chunks} does not exist at {self._bootstrap}: ecg-worker topics --apply")
-            self._connected = True
+            await self._topics.learn(self._request_timeout_s)
+            await self._topics.check(self._chunks, self._request_timeout_s)
             await self._bounded(self._ready_producer(), deadline - time.monotonic(), "the producer")
             self._consumer = self._new_consumer(group_id=self._group)
             self._consumer.subscribe([self._chunks], listener=_Listener(self, on_assigned, on_revoked))
@@ -114,7 +109,7 @@ class KafkaBroker:
         except BaseException:
             await self.stop()
             raise
-        self._spawn(self._watch())
+        self._spawn(self._topics.run())
 
     async def stop(self) -> None:
         on_revoked, self._on_revoked = self._on_revoked, None
@@ -126,7 +121,7 @@ class KafkaBroker:
 
     async def _close(self) -> None:
         self._assigned = frozenset()
-        self._connected = False
+        self._topics.connected = False
         tasks = [*self._tasks, *([self._polling] if self._polling else [])]
         consumer, producer, admin = self._consumer, self._producer, self._admin
         self._polling = self._consumer = self._producer = self._admin = None
@@ -321,8 +316,9 @@ class KafkaBroker:
         for place, message in enumerate(messages):
             by_partition.setdefault(message[:2], []).append(place)
         for topic, partition in by_partition:
-            if partition not in await self._partitions(producer, topic):
-                raise ConfigError(f"topic {topic} has no partition {partition}: ecg-worker topics --apply")
+            await self._topics.check(topic, self._request_timeout_s, partition)
+            if len(await producer.partitions_for(topic)) != self._topics.count(topic):  # it heard of it before they were added
+                await producer.client.force_metadata_update()
         sent: list[tuple[asyncio.Future[Any], list[int]]] = []
         for (topic, partition), places in by_partition.items():
             while places:
@@ -338,19 +334,6 @@ class KafkaBroker:
                 sent.append((future, places[:taken]))
                 places = places[taken:]
         return sent
-
-    async def _partitions(self, producer: AIOKafkaProducer, topic: str) -> set[int]:
-        """The partitions that the producer knows; told to look again when the cluster has others than it last heard of."""
-        if topic not in self._topics:
-            self._topics.add(topic)
-            await self._learn_counts()
-        if not self._counts[topic]:
-            raise ConfigError(f"topic {topic} does not exist at {self._bootstrap}: ecg-worker topics --apply")
-        known: set[int] = await producer.partitions_for(topic)
-        if len(known) != self._counts[topic]:
-            await producer.client.force_metadata_update()
-            known = await producer.partitions_for(topic)
-        return known
 
     def _replace_producer(self) -> None:
         producer, self._producer = self._producer, None
@@ -369,30 +352,17 @@ class KafkaBroker:
     # What goes on around
 
     def chunk_partitions(self) -> int:
-        return self._counts.get(self._chunks, 0)
+        return self._topics.count(self._chunks)
 
     def findings_partitions(self) -> int:
-        return self._counts.get(self._findings, 0)
+        return self._topics.count(self._findings)
 
-    async def _learn_counts(self) -> None:
-        asked = self._administrator().describe_topics(sorted(self._topics))
-        described = await self._bounded(asked, self._request_timeout_s, "topics")
-        self._counts = {topic["topic"]: len(topic["partitions"]) for topic in described}
+    async def _count_partitions(self, topics: Sequence[str], limit_s: float) -> dict[str, int]:
+        described = await self._bounded(self._administrator().describe_topics(list(topics)), limit_s, "topics")
+        return {topic["topic"]: len(topic["partitions"]) for topic in described}
 
-    async def _watch(self) -> None:
-        """Ask for the topics once a second: the answer, or its absence, is what `connected` and the counts say."""
-        while True:
-            await asyncio.sleep(_WATCH_S)
-            try:
-                async with asyncio.timeout(_WATCH_LIMIT_S):
-                    await self._learn_counts()
-                self._connected = True
-            except (BrokerUnavailable, TimeoutError) as error:
-                if self._connected:
-                    _log.warning("lost the broker at %s: %s", self._bootstrap, error)
-                self._connected = False
-            except WorkerError as error:
-                self._failure = error
+    def _fail(self, error: BaseException) -> None:
+        self._failure = error
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

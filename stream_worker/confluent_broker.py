@@ -23,10 +23,11 @@ from confluent_kafka import KafkaError, KafkaException
 
 from stream_worker.confluent_reader import BackReader, Consumed, Reader, reading
 from stream_worker.confluent_writer import Writer
-from stream_worker.errors import BrokerUnavailable, ConfigError, WorkerError
+from stream_worker.errors import BrokerUnavailable
 from stream_worker.kafka_admin import closed
 from stream_worker.librdkafka import Questions, configuration, refusal
 from stream_worker.seam import Headers, OffsetLost, OnPartitions, Outgoing, Position, Record
+from stream_worker.topic_watch import TopicWatch
 
 __all__ = ["ConfluentBroker"]
 
@@ -35,8 +36,6 @@ _T = TypeVar("_T")
 
 _CONSUME_S = 0.1  # at most so long until a seek, a pause or a stop reaches the client
 _MOST = 256  # records a poll, 3 MB: of 2,000 each is out of the processor's cache again when its turn comes
-_WATCH_S = 1.0
-_WATCH_LIMIT_S = 3.0
 _STRAYED = KafkaError._AUTO_OFFSET_RESET  # there is no reset: the offset is not in the log
 
 
@@ -66,9 +65,8 @@ class ConfluentBroker:
         self._writer: Writer | None = None
         self._threads: dict[str, ThreadPoolExecutor] = {}
         self._callbacks: tuple[OnPartitions, OnPartitions] | None = None  # on_assigned, on_revoked
-        self._topics = {chunks, findings}  # and others, once something is published to them
-        self._counts: dict[str, int] = {}
-        self._connected = self._joined = False
+        self._topics = TopicWatch(bootstrap, (chunks, findings), self._count_partitions, self._fail)
+        self._joined = False
         self._assigned: frozenset[int] = frozenset()
         self._next: dict[int, int] = {}  # of what was sought
         self._paused: set[int] = set()
@@ -83,7 +81,7 @@ class ConfluentBroker:
 
     @property
     def connected(self) -> bool:
-        return self._connected
+        return self._topics.connected
 
     @property
     def assigned(self) -> frozenset[int]:
@@ -96,10 +94,8 @@ class ConfluentBroker:
         self._callbacks = on_assigned, on_revoked
         try:
             self._questions = Questions(self._common, self._group, self._request_timeout_s)
-            await self._learn_counts(self._start_timeout_s)
-            if self.chunk_partitions() == 0:
-                raise ConfigError(f"topic {self._chunks} does not exist at {self._bootstrap}: ecg-worker topics --apply")
-            self._connected = True
+            await self._topics.learn(self._start_timeout_s)
+            await self._topics.check(self._chunks, self._start_timeout_s)
             self._writer = Writer(self._common, self._publish_timeout_s)
             config = reading(self._common, self._group)
             self._reader = Reader(config, self._chunks, self._session_timeout_s, self._on_taken, self._on_given)
@@ -111,7 +107,7 @@ class ConfluentBroker:
         except BaseException:
             await self.stop()
             raise
-        self._watching = asyncio.create_task(self._watch())
+        self._watching = asyncio.create_task(self._topics.run())
 
     async def stop(self) -> None:
         callbacks, self._callbacks = self._callbacks, None
@@ -122,7 +118,7 @@ class ConfluentBroker:
             await self._close()
 
     async def _close(self) -> None:
-        self._assigned, self._connected = frozenset(), False
+        self._assigned, self._topics.connected = frozenset(), False
         self._epoch += 1
         reader, writer, watching, threads = self._reader, self._writer, self._watching, self._threads
         self._reader = self._writer = self._questions = self._watching = self._polling = None
@@ -289,19 +285,10 @@ class ConfluentBroker:
 
     async def publish(self, messages: Sequence[Outgoing]) -> Sequence[int]:
         for topic, partition in dict.fromkeys(message[:2] for message in messages):
-            await self._check(topic, partition)
+            await self._topics.check(topic, self._request_timeout_s, partition)
         if self._writer is None:
             raise BrokerUnavailable(f"not started with {self._bootstrap}")
         return await self._in("write", self._writer.publish, messages) if messages else []
-
-    async def _check(self, topic: str, partition: int) -> None:
-        if topic not in self._topics:
-            self._topics.add(topic)
-            await self._learn_counts(self._request_timeout_s)
-        if not self._counts[topic]:
-            raise ConfigError(f"topic {topic} does not exist at {self._bootstrap}: ecg-worker topics --apply")
-        if not 0 <= partition < self._counts[topic]:
-            raise ConfigError(f"topic {topic} has no partition {partition}: ecg-worker topics --apply")
 
     async def commit(self, positions: Mapping[int, Position]) -> None:
         owned = {partition: positions[partition] for partition in self._assigned.intersection(positions)}
@@ -314,27 +301,16 @@ class ConfluentBroker:
     # What goes on around
 
     def chunk_partitions(self) -> int:
-        return self._counts.get(self._chunks, 0)
+        return self._topics.count(self._chunks)
 
     def findings_partitions(self) -> int:
-        return self._counts.get(self._findings, 0)
+        return self._topics.count(self._findings)
 
-    async def _learn_counts(self, limit_s: float) -> None:
-        self._counts = await self._asked().counts(sorted(self._topics), limit_s)
+    async def _count_partitions(self, topics: Sequence[str], limit_s: float) -> dict[str, int]:
+        return await self._asked().counts(topics, limit_s)
 
-    async def _watch(self) -> None:
-        """Ask for the topics once a second: the answer, or its absence, is what `connected` and the counts say."""
-        while True:
-            await asyncio.sleep(_WATCH_S)
-            try:
-                await self._learn_counts(_WATCH_LIMIT_S)
-                self._connected = True
-            except BrokerUnavailable as error:
-                if self._connected:
-                    _log.warning("lost the broker at %s: %s", self._bootstrap, error)
-                self._connected = False
-            except WorkerError as error:
-                self._failure = error
+    def _fail(self, error: BaseException) -> None:
+        self._failure = error
 
     def _raise_remembered(self) -> None:
         failure, self._failure = self._failure, None

@@ -39,6 +39,7 @@ POLL_MS = 200
 POLL_RECORDS = 2000
 SLICE = 64  # records cut at a stretch; between two stretches the event loop reads its sockets
 IDLE_AT_END_S = 35.0  # longer than the idle time of the log plus its clock's jitter
+PATIENCE_S = 0.5  # waited for the scorer before partitions are paused
 AWAKE_S = 2.0  # the reading stage turns at least this often unless the process is held up
 STALLED_S = 60.0  # a stage without a beat for this long is not alive
 
@@ -220,7 +221,7 @@ class Pipeline:
             self._beats["read"] = self._clock()
             if self._failure is not None:
                 raise self._failure
-            self._throttle()
+            await self._throttle()
             try:
                 polled = await self.broker.poll(POLL_MS, POLL_RECORDS)
             except OffsetLost as lost:
@@ -244,12 +245,17 @@ class Pipeline:
         self._waiting += len(work.events) + len(work.letters)
         self._to_score.put_nowait(work)
 
-    def _throttle(self) -> None:
-        """Reading pauses while too much waits; polling goes on, so the group keeps its partitions."""
+    async def _throttle(self) -> None:
+        """Reading stops while too much waits: at first between two polls, which costs nothing, then by pausing the partitions,
+        which throws away what was fetched ahead; polling goes on then, so that the group keeps its partitions."""
         limit = self.settings.queue_windows
         if not self._paused and self._waiting >= limit:
-            self._paused = True
-            self.broker.pause(self.broker.assigned)
+            patience = Deadline(PATIENCE_S)
+            while self._waiting > limit // 2 and patience.left() and not self._stopping.is_set():
+                await asyncio.sleep(0.005)
+            if self._waiting > limit // 2:
+                self._paused = True
+                self.broker.pause(self.broker.assigned)
         elif self._paused and self._waiting <= limit // 2:
             self._paused = False
             self.broker.resume(self.broker.assigned)

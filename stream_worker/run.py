@@ -40,12 +40,12 @@ def last_at_or_before(sample: int, step: int) -> int:
 
 
 class Run:
-    """One open run. The page holds window + grace samples a lead from `base` on, which is the frontier but while it moves;
-    `spans` are the received stretches [start, end, ...]."""
+    """One open run. The page holds a window from `base` on, which is the frontier but while it moves, and `ahead` the samples
+    of the grace beyond it; `spans` are the received stretches [start, end, ...]."""
 
     __slots__ = (
-        *("base", "between", "cap", "end", "final", "frontier", "given", "grid", "high", "key", "last_ms", "last_offset"),
-        *("layout", "page", "spans", "step", "track"),
+        *("ahead", "base", "between", "cap", "end", "final", "frontier", "given", "grid", "high", "key", "last_ms"),
+        *("last_offset", "layout", "page", "spans", "step", "track"),
     )
 
     def __init__(self, key: RunKey, layout: Layout, rules: Rules, grid: int, track: Track | None = None) -> None:
@@ -53,7 +53,8 @@ class Run:
         self.step = rules.hop_ms * layout.fs_mhz
         self.between = int(self.step % 1_000_000 != 0)  # samples that may lie between two windows where the grid is rounded
         self.cap = layout.window + layout.samples(rules.grace_ms)
-        self.page: NDArray[np.int16] | None = None  # (C, cap)
+        self.page: NDArray[np.int16] | None = None  # (C, window), in one piece: what is digested and scored
+        self.ahead: NDArray[np.int16] | None = None  # (C, cap - window)
         self.given = False  # the page is part of a window that was cut: nothing may be written there any more
         self.spans: list[int] = []
         self.grid = grid
@@ -91,24 +92,36 @@ class Run:
             del spans[:2]
         if spans and spans[0] < self.frontier:
             spans[0] = self.frontier
-        old, was, self.base = self.page, self.base, self.frontier
+        kept = list(self._parts(spans[0], spans[-1])) if spans else []
+        self.base = self.frontier
         if self.given:
             self.page, self.given = None, False
-        if spans and old is not None:
-            first, end = spans[0], spans[-1]
-            self.write(first, old[:, first - was : end - was])
+        for at, samples in kept:
+            self.write(at, samples)
 
     def write(self, first: int, samples: NDArray[np.int16]) -> None:
-        """Put (C, n) samples into the page; the caller has seen to it that they fit."""
-        if self.page is None:
-            self.page = np.empty((len(self.layout.leads), self.cap), dtype=np.int16)
-        at = first - self.base
-        self.page[:, at : at + samples.shape[1]] = samples
+        """Put (C, n) samples into the page, or ahead of it; the caller has seen to it that they fit."""
+        at, window, leads = first - self.base, self.layout.window, len(self.layout.leads)
+        fit = min(max(window - at, 0), samples.shape[1])
+        if fit:
+            if self.page is None:
+                self.page = np.empty((leads, window), dtype=np.int16)
+            self.page[:, at : at + fit] = samples[:, :fit]
+        if fit < samples.shape[1]:
+            if self.ahead is None:
+                self.ahead = np.empty((leads, self.cap - window), dtype=np.int16)
+            beyond = at + fit - window
+            self.ahead[:, beyond : beyond + samples.shape[1] - fit] = samples[:, fit:]
 
-    def read(self, first: int, end: int) -> NDArray[np.int16]:
-        """Received samples [first, end) as a part of the page (C, end - first)."""
-        assert self.page is not None
-        return self.page[:, first - self.base : end - self.base]
+    def _parts(self, first: int, end: int) -> Iterator[tuple[int, NDArray[np.int16]]]:
+        """Received samples [first, end) as they lie: (first sample, (C, n)), at most two."""
+        middle = self.base + self.layout.window
+        if first < min(end, middle):
+            assert self.page is not None
+            yield first, self.page[:, first - self.base : min(end, middle) - self.base]
+        if max(first, middle) < end:
+            assert self.ahead is not None
+            yield max(first, middle), self.ahead[:, max(first, middle) - middle : end - middle]
 
     def cut(self, end: int) -> NDArray[np.int16] | None:
         """Received samples of [frontier, end) as int16 (C, n), ABSENT where none came; None when none came at all.
@@ -120,10 +133,12 @@ class Run:
             return None
         if pieces == [(self.frontier, end)]:
             self.given = True
-            return self.read(self.frontier, end)
+            assert self.page is not None
+            return self.page[:, : end - self.frontier]
         out = np.full((len(self.layout.leads), end - self.frontier), ABSENT, dtype=np.int16)
         for first, last in pieces:
-            out[:, first - self.frontier : last - self.frontier] = self.read(first, last)
+            for at, samples in self._parts(first, last):
+                out[:, at - self.frontier : at - self.frontier + samples.shape[1]] = samples
         return out
 
     def scatter(self, first: int, samples: NDArray[np.int16]) -> tuple[bool, bool]:
@@ -134,8 +149,8 @@ class Run:
             if at < a:
                 self.write(at, samples[:, at - first : a - first])
                 wrote = True
-            if a < b:
-                clash = clash or not np.array_equal(self.read(a, b), samples[:, a - first : b - first])
+            for place, held in self._parts(a, b):
+                clash = clash or not np.array_equal(held, samples[:, place - first : place - first + held.shape[1]])
             at = b
         if wrote:
             self.spans = _merge(self.spans, first, end)

@@ -213,9 +213,7 @@ class Scorer:
 
 def window_digest(samples: NDArray[np.int16], mask: int) -> str:
     """sha256, hex, of the closed samples (C, n) as little-endian int16 and the 12-bit lead mask."""
-    h = hashlib.sha256()
-    for lead in samples:  # a lead lies in one piece where the window does not
-        h.update(np.ascontiguousarray(lead, dtype="<i2").data)
+    h = hashlib.sha256(np.ascontiguousarray(samples, dtype="<i2").data)
     h.update(struct.pack("<H", mask))
     return h.hexdigest()
 

@@ -208,7 +208,7 @@ class Windower:
             run.skip_to(run.high)
             events.append(Closed(run.key, run.layout, run.frontier, why, source))
         del self.runs[run.key]
-        run.page = None  # the run itself may stand in the heap of idle times for a while
+        run.page = run.ahead = None  # the run itself may stand in the heap of idle times for a while
         siblings = self.by_stream[run.key[0]]
         siblings.remove(run.key)
         if not siblings:

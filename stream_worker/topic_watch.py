@@ -1,0 +1,63 @@
+"""How many partitions the topics of a broker have, asked of the cluster once a second; the answer also tells `connected`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+from stream_worker.errors import BrokerUnavailable, ConfigError, WorkerError
+
+__all__ = ["TopicWatch"]
+
+_log = logging.getLogger(__name__)
+_EVERY_S = 1.0
+_LIMIT_S = 3.0
+
+
+class TopicWatch:
+    """ask: topics, seconds -> partition count by topic, 0 where there is none; raises WorkerError.
+    failed: told what waiting does not mend."""
+
+    def __init__(
+        self,
+        bootstrap: str,
+        topics: Sequence[str],
+        ask: Callable[[Sequence[str], float], Awaitable[Mapping[str, int]]],
+        failed: Callable[[WorkerError], None],
+    ) -> None:
+        self.connected = False
+        self._bootstrap, self._ask, self._failed = bootstrap, ask, failed
+        self._counts: dict[str, int] = dict.fromkeys(topics, 0)  # and others, once something is published to them
+
+    def count(self, topic: str) -> int:
+        """As last heard."""
+        return self._counts.get(topic, 0)
+
+    async def learn(self, limit_s: float) -> None:
+        """Ask now."""
+        self._counts.update(await self._ask(sorted(self._counts), limit_s))
+        self.connected = True
+
+    async def check(self, topic: str, limit_s: float, partition: int = 0) -> None:
+        """Raises ConfigError where there is no such topic or partition."""
+        if topic not in self._counts:
+            self._counts[topic] = 0
+            await self.learn(limit_s)
+        if not self._counts[topic]:
+            raise ConfigError(f"topic {topic} does not exist at {self._bootstrap}: ecg-worker topics --apply")
+        if not 0 <= partition < self._counts[topic]:
+            raise ConfigError(f"topic {topic} has no partition {partition}: ecg-worker topics --apply")
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            await asyncio.sleep(_EVERY_S)
+            try:
+                await self.learn(_LIMIT_S)
+            except BrokerUnavailable as error:
+                if self.connected:
+                    _log.warning("lost the broker at %s: %s", self._bootstrap, error)
+                self.connected = False
+            except WorkerError as error:
+                self._failed(error)
