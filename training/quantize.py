@@ -33,7 +33,7 @@ from training.onnx_graph import encoder_graph
 from training.targets import cases_of
 from training.trainee import Trainee
 
-__all__ = ["FORMS", "LEAST_COSINE", "MOST_LOSS", "Form", "QuantizeError", "check_auroc", "int8_graph", "int8_logits"]
+__all__ = ["LEAST_COSINE", "MOST_LOSS", "S8S8", "U8S8", "Form", "QuantizeError", "check_auroc", "int8_graph", "int8_logits"]
 
 LEAST_COSINE = 0.98  # median over held-out windows; below it calibration and thresholds of the float model do not carry over
 MOST_LOSS = 0.003  # of macro AUROC against float32, on records that no weight was fitted on
@@ -70,7 +70,6 @@ S8S8 = Form(
         },
     },
 )
-FORMS = {form.name: form for form in (U8S8, S8S8)}
 
 
 class QuantizeError(ValueError):
