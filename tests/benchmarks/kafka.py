@@ -29,7 +29,7 @@ from stream_worker.telemetry import Metrics
 from tests.benchmarks.windower import SECONDS, messages
 from tests.support import ProjectionEncoder, bank
 
-PARTITIONS, REPEAT = 4, 4  # 100 streams x 30 s, played four times on end: the rate is that of streams under way
+PARTITIONS, REPEAT = 4, 8  # 100 streams x 30 s, played eight times on end: the rate is that of streams under way
 
 
 class NullEncoder(ProjectionEncoder):
