@@ -10,7 +10,6 @@ from fractions import Fraction
 from functools import lru_cache
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from encoders.signal import FS
@@ -21,9 +20,8 @@ LOW_PASS_HZ, LOW_PASS_TAPS = 40.0, 125  # -6 dB at 40 Hz, 13 Hz transition (Hamm
 HIGH_PASS_HZ, HIGH_PASS_TAPS = 0.5, 81  # at 20 Hz: -6 dB at 0.5 Hz, 4 s long
 DECIMATION, DECIMATION_TAPS = 25, 151  # 500 -> 20 Hz; stop band from 10 Hz
 MAX_TERM = 1000  # of the fraction 500 Hz / fs: exact for usual rates, else off by up to 5e-4 (5 ms at the end of a window)
-FUSED_FROM = 2000  # samples at 500 Hz; in less than 4 s the ends would meet
+FUSED_FROM = 2100  # samples at 500 Hz; in less than 4.2 s each half of the drift would see both ends
 FUSED_FS_MHZ = 1_000_000  # above, one kernel for both stages would be longer than the two
-LEADS_AT_ONCE = 3  # of the low-pass
 ONE_THREAD = (1 << 19) - 1  # multiply-adds up to which OpenBLAS stays in one thread; on a busy machine two are slower
 
 Floats = NDArray[np.float32]
@@ -126,13 +124,6 @@ _EDGE = _HALF_SLOW * DECIMATION  # samples beyond an end that the slow signal se
 _DOWN_8 = BlockFir(_lowpass(DECIMATION_TAPS, 5.0, FS), down=DECIMATION, block=8)
 
 
-def _pair(fir: BlockFir) -> Floats:
-    """(stride, 2 * outputs): what a block of samples adds to its own outputs, and to those of the block before."""
-    own, after = np.split(fir.kernel, [fir.stride])
-    return np.concatenate([own, np.pad(after, [(0, fir.stride - len(after)), (0, 0)])], axis=1)
-
-
-_DOWN_PAIR = _pair(_DOWN_8)
 _UP_4 = BlockFir(_interpolating_taps(), up=DECIMATION, block=4)
 
 
@@ -161,76 +152,85 @@ class _Fused:
     def __init__(self, fs_mhz: int, n_in: int) -> None:
         ratio = resampler(fs_mhz)[1]
         self.n = -(-n_in * ratio.numerator // ratio.denominator)
-        self.fir = _joined(fs_mhz)
-        n_blocks = -(-self.n // self.fir.outputs)
-        most = max(12, ONE_THREAD // self.fir.kernel.size)
-        self.parts = -(-n_blocks // most)
-        self.per_part = -(-n_blocks // self.parts)
         self.tail_from, self.tail = _tail(fs_mhz, n_in)
         self.n_slow = -(-self.n // DECIMATION)  # at samples 0, 25, 50, ...
         self.n_right = _HALF_DRIFT + _HALF_SLOW  # slow samples beyond the right end
-        self.right_from = 2 * (self.n - 1) - DECIMATION * (self.n_slow + self.n_right - 1)  # where the last one is mirrored to
         self.main, self.right = (-(-k // _DOWN_8.outputs) for k in (self.n_slow, self.n_right))  # blocks
+        self.right_from = 2 * (self.n - 1) - DECIMATION * (self.n_slow + self.right * _DOWN_8.outputs - 1)  # the last, mirrored
+        self.up = -(-self.n_slow // _UP_4.stride)  # blocks
         self.drift = self._drift_matrix()
-        ends = (_DOWN_8.stride * (self.main - 1), self.right_from + _DOWN_8.stride * (self.right - 1))
-        width = max(_EDGE + self.parts * self.per_part * self.fir.outputs, max(ends) + 2 * _DOWN_8.stride)
-        self.width = -(-width // _DOWN_8.stride) * _DOWN_8.stride
+        self.fir = _joined(fs_mhz)
+        self.apart = -(-self.fir.width // self.fir.stride)
+        beyond = max(2 * _EDGE, (self.apart - 1) * self.fir.outputs)
+        width = max(self.n + beyond, _DOWN_8.stride * (self.main - 1) + _DOWN_8.width)
+        self.pitch = -(-width // self.fir.outputs)  # blocks to a lead
+        self.width = self.pitch * self.fir.outputs
 
     def _drift_matrix(self) -> Floats:
-        """(2, slow samples, half of the drift samples from -3 on): inputs as they come from the blocks."""
+        """(2, slow samples that a half sees, half of the drift samples from -3 on): inputs as they come from the blocks."""
         taps = _lowpass(HIGH_PASS_TAPS, HIGH_PASS_HZ, FS / DECIMATION)
-        n_out = -(-self.n_slow // _UP_4.stride) * _UP_4.stride + 2 * _HALF_SLOW
-        mirrored = self.main * _DOWN_8.outputs + np.arange(self.n_right)[::-1]
-        row = np.concatenate([np.arange(self.n_slow), mirrored])
-        matrix = np.zeros((2, (self.main + self.right) * _DOWN_8.outputs, -(-n_out // 2)))
+        n_in, half = (self.main + self.right) * _DOWN_8.outputs, self.up * _UP_4.stride // 2 + _HALF_SLOW
+        row = np.concatenate([np.arange(self.n_slow), n_in - 1 - np.arange(self.n_right)])
+        matrix = np.zeros((n_in, 2 * half))
         for out in range(self.n_slow + 2 * _HALF_SLOW):
             at = np.abs(out - _HALF_SLOW + np.arange(-_HALF_DRIFT, _HALF_DRIFT + 1))
-            np.add.at(matrix[out // matrix.shape[2], :, out % matrix.shape[2]], row[at], taps)
-        return matrix.astype(np.float32)
+            np.add.at(matrix[:, out], row[at], taps)
+        unseen = half - _HALF_SLOW - _HALF_DRIFT  # of the first slow samples by the second half
+        return np.stack([matrix[: n_in - unseen, :half], matrix[unseen:, half:]]).astype(np.float32)
 
     def __call__(self, x: Floats) -> Floats:
-        leads, n = len(x), self.n
-        y = np.empty((leads, self.width), dtype=np.float32)
-        self._low_pass(x, y[:, _EDGE : _EDGE + self.parts * self.per_part * self.fir.outputs])
-        y[:, :_EDGE] = y[:, 2 * _EDGE : _EDGE : -1]
-        end, beyond = _EDGE + n, self.width - _EDGE - n
-        y[:, end:] = y[:, end - 2 : end - 2 - beyond : -1]
-        slow = np.empty((leads, self.main + self.right, _DOWN_8.outputs), dtype=np.float32)
-        own_and_before = (y.reshape(-1, _DOWN_8.stride) @ _DOWN_PAIR).reshape(leads, -1, 2, _DOWN_8.outputs)
-        np.add(own_and_before[:, : self.main, 0], own_and_before[:, 1 : self.main + 1, 1], out=slow[:, : self.main])
-        mirrored = np.ascontiguousarray(_windows(y[:, self.right_from :], self.right, _DOWN_8))
-        np.matmul(mirrored, _DOWN_8.kernel, out=slow[:, self.main :])
-        half = self.drift.shape[2]
-        drift = np.empty((leads, 2 * half), dtype=np.float32)
-        np.matmul(slow.reshape(leads, -1), self.drift, out=drift.reshape(leads, 2, half).transpose(1, 0, 2))
-        wave = np.ascontiguousarray(_windows(drift, -(-self.n_slow // _UP_4.stride), _UP_4)) @ _UP_4.kernel
-        band = wave.reshape(leads, -1)[:, :n]
-        np.subtract(y[:, _EDGE:end], band, out=band)
-        return band
+        y = self._low_pass(x)
+        slow = np.concatenate([_blocks(_DOWN_8, y, self.main), _blocks(_DOWN_8, y, self.right, self.right_from)], axis=1)
+        first, second = self.drift
+        drift = np.concatenate([slow[:, : len(first)] @ first, slow[:, -len(second) :] @ second], axis=1)
+        band = _blocks(_UP_4, drift, self.up)[:, : self.n]
+        return np.subtract(y[:, _EDGE : _EDGE + self.n], band, out=band)
 
-    def _low_pass(self, x: Floats, y: Floats) -> None:
-        """x: (C, T) -> y: (C, n or a little more), in place."""
-        fir, blocks = self.fir, self.parts * self.per_part
-        right = (blocks - 1) * fir.stride + fir.width - fir.left - x.shape[-1]
-        windows = _windows(reflect(x, fir.left, max(right, 0)), blocks, fir)
-        out = y.reshape(len(x), self.parts, self.per_part, fir.outputs)
-        cut = np.empty((LEADS_AT_ONCE, self.parts, self.per_part, fir.width), dtype=np.float32)  # fits the cache
-        for c in range(0, len(x), LEADS_AT_ONCE):
-            some = windows[c : c + LEADS_AT_ONCE]
-            part = cut[: len(some)]
-            np.copyto(part.reshape(some.shape), some)
-            np.matmul(part, fir.kernel, out=out[c : c + LEADS_AT_ONCE])
+    def _low_pass(self, x: Floats) -> Floats:
+        """x: (C, T) -> (C, n and more), from sample -75 on, mirrored beyond both ends.
+
+        The leads lie end to end, `pitch` blocks each. What neighbouring blocks see overlaps, but what every `apart`-th one sees
+        does not: rows of a matrix where they lie, so that none is copied. What a block across two leads gives is overwritten.
+        """
+        fir, apart, leads = self.fir, self.apart, len(x)
+        rows = -(-leads * self.pitch // apart)
+        parts = -(-rows // max(12, ONE_THREAD // fir.kernel.size))
+        rows = -(-rows // (4 * parts)) * 4  # of each part; BLAS takes four at a time
+        flat = np.empty((parts * rows + 1) * apart * fir.stride, dtype=np.float32)
+        wide, end = flat[: leads * self.pitch * fir.stride].reshape(leads, -1), fir.left + x.shape[1]
+        flat[wide.size :] = 0
+        wide[:, fir.left : end] = x
+        _mirror(wide, fir.left, end)
+        far = 4 * apart * fir.stride  # bytes
+        windows = np.ndarray((parts, apart, rows, fir.width), np.float32, flat, 0, (rows * far, 4 * fir.stride, far, 4))
+        out = np.empty(_EDGE + parts * rows * apart * fir.outputs, dtype=np.float32)
+        np.matmul(windows, fir.kernel, out=out[_EDGE:].reshape(parts, rows, apart, -1).transpose(0, 2, 1, 3))
+        y, end = out[: leads * self.width].reshape(leads, -1), _EDGE + self.n
         if self.tail is not None:
-            y[:, self.n - self.tail.shape[1] : self.n] = x[:, self.tail_from :] @ self.tail
+            y[:, end - self.tail.shape[1] : end] = x[:, self.tail_from :] @ self.tail
+        _mirror(y, _EDGE, end)
+        return y
 
 
 _fused = lru_cache(maxsize=16)(_Fused)
 
 
-def _windows(x: Floats, n: int, fir: BlockFir) -> Floats:
-    """x: (C, T) -> a view (C, n, width) of what each block of `fir` sees."""
+def _mirror(x: Floats, begin: int, end: int) -> None:
+    """x: (C, T), in place: before `begin` and from `end` on comes what is mirrored there."""
+    x[:, :begin] = x[:, 2 * begin : begin : -1]
+    x[:, end:] = x[:, end - 2 : 2 * end - 2 - x.shape[1] : -1]
+
+
+def _blocks(fir: BlockFir, x: Floats, n: int, begin: int = 0) -> Floats:
+    """x: (C, T) -> (C, n * outputs), from `n` blocks of which the first sees the samples from `begin` on."""
     row, step = x.strides
-    return as_strided(x, (len(x), n, fir.width), (row, fir.stride * step, step), writeable=False)
+    windows = np.ndarray((len(x), n, fir.width), np.float32, x, step * begin, (row, step * fir.stride, step))
+    out = np.empty((len(x), n, fir.outputs), dtype=np.float32)
+    some = max(1, ONE_THREAD // (n * fir.kernel.size))  # leads
+    for c in range(0, len(x), some):
+        rows = np.ascontiguousarray(windows[c : c + some]).reshape(-1, fir.width)
+        np.matmul(rows, fir.kernel, out=out[c : c + some].reshape(-1, fir.outputs))
+    return out.reshape(len(x), -1)
 
 
 @lru_cache(maxsize=16)
@@ -240,7 +240,7 @@ def _joined(fs_mhz: int) -> BlockFir:
     up, down = ratio.numerator, ratio.denominator
     spread = np.zeros((LOW_PASS_TAPS - 1) * down + 1)
     spread[::down] = _lowpass(LOW_PASS_TAPS, LOW_PASS_HZ, FS)
-    return BlockFir(np.convolve(_resampling_taps(ratio), spread), up, down, block=max(1, 32 // up))
+    return BlockFir(np.convolve(_resampling_taps(ratio), spread), up, down, block=max(1, 32 // max(up, down)))
 
 
 def _tail(fs_mhz: int, n_in: int) -> tuple[int, Floats | None]:

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import signal as sps
 
@@ -61,6 +61,27 @@ def test_the_fused_filters_are_the_stages(fs_mhz: int, seconds: float) -> None:
     fused = to_band(x, fs_mhz)
     assert fused.shape == reference.shape
     assert np.abs(fused - reference).max() <= 2e-6 * np.abs(x).max()
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    st.sampled_from((*RATES, 60_010, 125_000, 350_000, 499_000, 501_500, 600_000, 751_000)),
+    st.integers(4_000, 12_000),
+    st.integers(0, 40),
+    st.integers(1, 12),
+)
+@example(250_000, 4_200, 0, 12)  # the shortest that is fused; 500 Hz goes on for half a sample after the last one
+@example(360_000, 10_000, 1, 12)
+@example(360_000, 10_000, 17, 5)
+@example(300_000, 4_300, 1, 7)
+def test_no_lead_and_no_end_sees_another(fs_mhz: int, ms: int, more: int, leads: int) -> None:
+    """The fused leads lie end to end: next to one a thousand times larger, each is what the stages make of it alone."""
+    x = noise(leads, fs_mhz * ms // 1_000_000 + more, ms).astype(np.float32)
+    x[::2] *= 1000
+    reference = np.concatenate([bandpass(resample(lead[None], fs_mhz)) for lead in x])
+    fused = to_band(x, fs_mhz)
+    assert fused.shape == reference.shape
+    assert (np.abs(fused - reference).max(axis=1) <= 2e-6 * np.abs(x).max(axis=1)).all()
 
 
 def response(hz: float, fs_mhz: int = 500_000) -> complex:
