@@ -17,7 +17,7 @@ from pathlib import Path
 from deploy.local.fetch import java, kafka_jars
 from deploy.local.processes import Children, LocalServiceError, Server, spawn, wait_ready
 
-__all__ = ["answers", "launch", "prepare"]
+__all__ = ["answers", "launch", "prepare", "proxied"]
 
 _LOG4J = """\
 rootLogger.level = warn
@@ -58,6 +58,16 @@ def _settings(folder: Path, port: int, controller_port: int) -> dict[str, str]:
         "log.cleaner.dedupe.buffer.size": "16777216",
         "num.network.threads": "2",
         "num.io.threads": "4",
+    }
+
+
+def proxied(port: int, controller_port: int, behind_port: int, proxy: str) -> dict[str, str]:
+    """Settings of a node that also listens on `behind_port` and sends the clients that come there on to `proxy`."""
+    return {
+        "listeners": f"PLAINTEXT://127.0.0.1:{port},PROXIED://127.0.0.1:{behind_port},CONTROLLER://127.0.0.1:{controller_port}",
+        "advertised.listeners": f"PLAINTEXT://127.0.0.1:{port},PROXIED://{proxy}",
+        "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT",
+        "inter.broker.listener.name": "PLAINTEXT",
     }
 
 

@@ -23,6 +23,7 @@ class LocalServices:
 
     `directory`: where data and logs go; None: a temporary folder, removed at the end. `keep`: the services outlive the
     process (the command line uses this). `kafka_settings`: broker properties on top of those of a test broker.
+    `kafka_proxy`: "host:port" of a proxy in front of `kafka_behind_proxy`; clients that come through it stay with it.
 
         with LocalServices() as services:
             services.kafka            # "127.0.0.1:40001"
@@ -33,13 +34,19 @@ class LocalServices:
     """
 
     def __init__(
-        self, directory: Path | None = None, *, keep: bool = False, kafka_settings: Mapping[str, str] | None = None
+        self,
+        directory: Path | None = None,
+        *,
+        keep: bool = False,
+        kafka_settings: Mapping[str, str] | None = None,
+        kafka_proxy: str | None = None,
     ) -> None:
         self._temporary = directory is None
         self.directory = directory or Path(tempfile.mkdtemp(prefix="ecg-services-"))
         self._keep = keep
-        self._settings = dict(kafka_settings or {})
-        self._ports = {"kafka": free_port(), "controller": free_port(), "redis": free_port()}
+        self._ports = {name: free_port() for name in ("kafka", "controller", "behind", "redis")}
+        ports = self._ports["kafka"], self._ports["controller"], self._ports["behind"]
+        self._settings = {**(kafka.proxied(*ports, kafka_proxy) if kafka_proxy else {}), **(kafka_settings or {})}
         self.servers: dict[str, Server] = {}
         self._children: dict[str, Children] = {}
 
@@ -47,6 +54,11 @@ class LocalServices:
     def kafka(self) -> str:
         """Bootstrap address, whether the node runs or not."""
         return f"127.0.0.1:{self._ports['kafka']}"
+
+    @property
+    def kafka_behind_proxy(self) -> str:
+        """Where the proxy given as `kafka_proxy` has to connect to."""
+        return f"127.0.0.1:{self._ports['behind']}"
 
     @property
     def redis(self) -> str:
