@@ -6,8 +6,7 @@ What the client does not do by itself, and this module does:
   - the client swallows what a rebalance callback raises: `poll` raises it;
   - the client does not call the revoke callback when it stops: `stop` does;
   - the client says nothing when the cluster goes away: a request a second tells `connected`;
-  - the client's `committed()` drops the metadata: commits are read through the admin client;
-  - an idempotent producer whose batch ran out of time has a hole in its numbers: it is replaced after a failed `publish`.
+  - the client's `committed()` drops the metadata: commits are read through the admin client.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
@@ -26,6 +25,7 @@ from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError, Of
 
 from stream_worker.errors import BrokerUnavailable
 from stream_worker.kafka_admin import closed, connect_admin, refusal
+from stream_worker.kafka_writer import METADATA_AGE_MS, KafkaWriter
 from stream_worker.seam import Headers, OffsetLost, OnPartitions, Outgoing, Position, Record
 from stream_worker.topic_watch import TopicWatch
 
@@ -39,7 +39,6 @@ _RETRY_S = 0.5
 _FETCH_WAIT_MS = 50
 _FETCH_PARTITION_BYTES = 512 << 10  # more is slower: the client grows one buffer for a whole answer
 _FETCH_BYTES = 32 << 20
-_METADATA_AGE_MS = 30_000  # added partitions are noticed, and shared out anew, after this long
 
 
 class KafkaBroker:
@@ -75,7 +74,7 @@ class KafkaBroker:
         self._session_timeout_s = session_timeout_s
         self._admin: AIOKafkaAdminClient | None = None
         self._consumer: AIOKafkaConsumer | None = None
-        self._producer: AIOKafkaProducer | None = None
+        self._writer: KafkaWriter | None = None
         self._on_revoked: OnPartitions | None = None
         self._topics = TopicWatch(bootstrap, (chunks, findings), self._count_partitions, self._fail)
         self._assigned: frozenset[int] = frozenset()
@@ -102,7 +101,10 @@ class KafkaBroker:
             self._admin = await connect_admin(self._common, self._request_timeout_s, deadline)
             await self._topics.learn(self._request_timeout_s)
             await self._topics.check(self._chunks, self._request_timeout_s)
-            await self._bounded(self._ready_producer(), deadline - time.monotonic(), "the producer")
+            self._writer = KafkaWriter(
+                self._common, self._topics, self._publish_timeout_s, self._request_timeout_s, self._spawn
+            )
+            await self._bounded(self._writer.ready(), deadline - time.monotonic(), "the producer")
             self._consumer = self._new_consumer(group_id=self._group)
             self._consumer.subscribe([self._chunks], listener=_Listener(self, on_assigned, on_revoked))
             await self._bounded(self._consumer.start(), deadline - time.monotonic(), f"joining group {self._group}")
@@ -123,8 +125,8 @@ class KafkaBroker:
         self._assigned = frozenset()
         self._topics.connected = False
         tasks = [*self._tasks, *([self._polling] if self._polling else [])]
-        consumer, producer, admin = self._consumer, self._producer, self._admin
-        self._polling = self._consumer = self._producer = self._admin = None
+        consumer, writer, admin = self._consumer, self._writer, self._admin
+        self._polling = self._consumer = self._writer = self._admin = None
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -132,8 +134,8 @@ class KafkaBroker:
             await closed(consumer.stop(), "consumer")
             # A fetch that failed just now ends the client's own stop() half way: its connections are still open then.
             await closed(consumer._client.close(), "consumer's connections")
-        if producer is not None:
-            await closed(producer.stop(), "producer")
+        if writer is not None:
+            await writer.close()
         if admin is not None:
             await closed(admin.close(), "admin client")
 
@@ -153,27 +155,8 @@ class KafkaBroker:
             fetch_max_wait_ms=_FETCH_WAIT_MS,
             max_partition_fetch_bytes=_FETCH_PARTITION_BYTES,
             fetch_max_bytes=_FETCH_BYTES,
-            metadata_max_age_ms=_METADATA_AGE_MS,
+            metadata_max_age_ms=METADATA_AGE_MS,
         )
-
-    async def _ready_producer(self) -> AIOKafkaProducer:
-        if self._producer is None:
-            producer = AIOKafkaProducer(
-                **self._common,
-                acks="all",
-                enable_idempotence=True,
-                linger_ms=5,
-                max_batch_size=1 << 20,
-                request_timeout_ms=int(self._publish_timeout_s * 1000),
-                metadata_max_age_ms=_METADATA_AGE_MS,
-            )
-            try:
-                await producer.start()
-            except BaseException:
-                await closed(producer.stop(), "producer")
-                raise
-            self._producer = producer
-        return self._producer
 
     # Reading
 
@@ -290,55 +273,15 @@ class KafkaBroker:
     # Writing
 
     async def publish(self, messages: Sequence[Outgoing]) -> Sequence[int]:
-        deadline = time.monotonic() + self._publish_timeout_s
-        try:
-            sent = await self._bounded(self._send(messages), self._publish_timeout_s, "publishing")
-            if sent:
-                await asyncio.wait([batch for batch, _ in sent], timeout=max(0.0, deadline - time.monotonic()))
-            if not all(batch.done() for batch, _ in sent):
-                raise BrokerUnavailable(f"publishing at {self._bootstrap}: not all copies within {self._publish_timeout_s} s")
-            offsets = [0] * len(messages)
-            for batch, places in sent:
-                for offset, place in enumerate(places, batch.result().offset):
-                    offsets[place] = offset
-            return offsets
-        except KafkaError as error:
-            self._replace_producer()
-            raise refusal(error, self._bootstrap) from error
-        except BrokerUnavailable:
-            self._replace_producer()
-            raise
+        return await self._writing().publish(messages)
 
-    async def _send(self, messages: Sequence[Outgoing]) -> list[tuple[asyncio.Future[Any], list[int]]]:
-        """One batch a partition, or several where one gets too large: a future each, and the places of its messages."""
-        producer = await self._ready_producer()
-        by_partition: dict[tuple[str, int], list[int]] = {}
-        for place, message in enumerate(messages):
-            by_partition.setdefault(message[:2], []).append(place)
-        for topic, partition in by_partition:
-            await self._topics.check(topic, self._request_timeout_s, partition)
-            if len(await producer.partitions_for(topic)) != self._topics.count(topic):  # it heard of it before they were added
-                await producer.client.force_metadata_update()
-        sent: list[tuple[asyncio.Future[Any], list[int]]] = []
-        for (topic, partition), places in by_partition.items():
-            while places:
-                batch, now = producer.create_batch(), time.time_ns() // 1_000_000
-                taken = 0
-                for _, _, key, value, headers in map(messages.__getitem__, places):
-                    if batch.append(timestamp=now, key=key, value=value, headers=list(headers)) is None:
-                        break
-                    taken += 1
-                batch.close()
-                future = await producer.send_batch(batch, topic, partition=partition)
-                future.add_done_callback(_look)
-                sent.append((future, places[:taken]))
-                places = places[taken:]
-        return sent
+    async def fence(self, partition: int) -> None:
+        await self._writing().fence(self._group, self._chunk(partition))
 
-    def _replace_producer(self) -> None:
-        producer, self._producer = self._producer, None
-        if producer is not None:
-            self._spawn(closed(producer.stop(), "producer", self._publish_timeout_s))
+    async def transact(
+        self, partition: int, messages: Sequence[Outgoing], position: Callable[[Sequence[int]], Position]
+    ) -> None:
+        await self._writing().transact(self._group, self._chunk(partition), messages, position)
 
     async def commit(self, positions: Mapping[int, Position]) -> None:
         owned = {tp: tuple(positions[tp.partition]) for tp in self._held(positions)}
@@ -398,6 +341,11 @@ class KafkaBroker:
             raise BrokerUnavailable(f"not started with {self._bootstrap}")
         return self._consumer
 
+    def _writing(self) -> KafkaWriter:
+        if self._writer is None:
+            raise BrokerUnavailable(f"not started with {self._bootstrap}")
+        return self._writer
+
     def _administrator(self) -> AIOKafkaAdminClient:
         if self._admin is None:
             raise BrokerUnavailable(f"not started with {self._bootstrap}")
@@ -416,6 +364,8 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
         broker = self._broker
         if broker._assigned:
             await self._guard(self._revoked, broker._assigned)
+        if broker._writer is not None:
+            broker._writer.let_go(broker._assigned)
         broker._assigned = frozenset()
         broker._next.clear()
         broker._paused.clear()
@@ -439,9 +389,3 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
 
 def _record(record: Any) -> Record:
     return Record(record.partition, record.offset, record.timestamp, record.key, record.value)
-
-
-def _look(future: asyncio.Future[Any]) -> None:
-    """Take note of a failure that nobody waits for any more."""
-    if not future.cancelled():
-        future.exception()

@@ -19,14 +19,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from stream_worker.confluent_reader import BackReader, Consumed, Reader, reading
-from stream_worker.confluent_writer import Writer
+from stream_worker.confluent_writer import Transaction, Writer
 from stream_worker.errors import BrokerUnavailable
 from stream_worker.kafka_admin import closed
-from stream_worker.librdkafka import Questions, configuration, refusal
-from stream_worker.seam import Headers, OffsetLost, OnPartitions, Outgoing, Position, Record
+from stream_worker.librdkafka import REFUSED, Questions, configuration, refusal
+from stream_worker.seam import Fenced, Headers, OffsetLost, OnPartitions, Outgoing, Position, Record
 from stream_worker.topic_watch import TopicWatch
 
 __all__ = ["ConfluentBroker"]
@@ -63,6 +63,7 @@ class ConfluentBroker:
         self._questions: Questions | None = None
         self._reader: Reader | None = None
         self._writer: Writer | None = None
+        self._transactions: dict[int, Transaction] = {}
         self._threads: dict[str, ThreadPoolExecutor] = {}
         self._callbacks: tuple[OnPartitions, OnPartitions] | None = None  # on_assigned, on_revoked
         self._topics = TopicWatch(bootstrap, (chunks, findings), self._count_partitions, self._fail)
@@ -125,6 +126,7 @@ class ConfluentBroker:
         if watching is not None:
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
+        await self._let_go(list(self._transactions))
         if reader is not None:
             reader.abandon()
             await closed(self._in("read", reader.close), "consumer")
@@ -152,6 +154,7 @@ class ConfluentBroker:
             if self._assigned:
                 await self._guard(1, self._assigned)
         finally:
+            await self._let_go(self._assigned)
             self._moved |= self._assigned
             for forgotten in (self._next, self._paused, self._strayed):
                 forgotten.clear()
@@ -290,6 +293,43 @@ class ConfluentBroker:
             raise BrokerUnavailable(f"not started with {self._bootstrap}")
         return await self._in("write", self._writer.publish, messages) if messages else []
 
+    async def fence(self, partition: int) -> None:
+        await self._let_go([partition])
+        name = f"{self._group}/{self._chunks}/{partition}"
+        starting = self._thread(f"transact-{partition}", Transaction, self._common, name, self._request_timeout_s)
+        try:
+            self._transactions[partition] = await starting
+        except KafkaException as error:
+            raise refusal(error.args[0], self._bootstrap) from error
+
+    async def transact(
+        self, partition: int, messages: Sequence[Outgoing], position: Callable[[Sequence[int]], Position]
+    ) -> None:
+        for topic, number in dict.fromkeys(message[:2] for message in messages):
+            await self._topics.check(topic, self._request_timeout_s, number)
+        transaction = self._transactions.get(partition)
+        if transaction is None:
+            raise Fenced(partition, "not fenced")
+        thread = f"transact-{partition}"
+        try:
+            at = position(await self._in(thread, transaction.begin, messages))
+            offsets = [TopicPartition(self._chunks, partition, at.offset, at.metadata)]
+            await self._in(thread, transaction.commit, offsets, self._started().member())
+        except (KafkaException, BrokerUnavailable) as error:
+            await self._let_go([partition])
+            meaning = refusal(error.args[0], self._bootstrap) if isinstance(error, KafkaException) else error
+            if not meaning.retriable and not _superseded(error):
+                raise meaning from error
+            raise Fenced(partition, str(meaning)) from error
+
+    async def _let_go(self, partitions: Iterable[int]) -> None:
+        """Their producers are closed; what they had not committed is void."""
+        for partition in partitions:
+            transaction = self._transactions.pop(partition, None)
+            if transaction is not None:
+                transaction.abandon()
+                await closed(self._in(f"transact-{partition}", transaction.close), "transactional producer")
+
     async def commit(self, positions: Mapping[int, Position]) -> None:
         owned = {partition: positions[partition] for partition in self._assigned.intersection(positions)}
         epoch = self._epoch
@@ -337,3 +377,8 @@ class ConfluentBroker:
         if self._questions is None:
             raise BrokerUnavailable(f"not started with {self._bootstrap}")
         return self._questions
+
+
+def _superseded(error: Exception) -> bool:
+    """Fatal for the producer, but only because another has taken over, or the broker has forgotten its transaction."""
+    return isinstance(error, KafkaException) and error.args[0].code() not in REFUSED

@@ -114,6 +114,10 @@ class Reader:
         if errors:
             _log.warning("commit of partitions %s is void, the group has rebalanced: %s", sorted(positions), errors[0].name())
 
+    def member(self) -> Any:
+        """Who we are in the group, for transactions."""
+        return self._consumer.consumer_group_metadata()
+
     def high(self, partition: int) -> int | None:
         """The end of a partition as the last fetch told it; asks nobody."""
         found = self._consumer.get_watermark_offsets(TopicPartition(self._topic, partition), cached=True)

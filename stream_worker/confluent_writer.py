@@ -1,4 +1,5 @@
-"""Publishing on librdkafka: an idempotent producer that is replaced after a failure, so that nothing of it comes out late."""
+"""Publishing on librdkafka: at least once by an idempotent producer that is replaced after a failure, so that nothing of it
+comes out late; exactly once by a transactional one for each partition, which is not."""
 
 from __future__ import annotations
 
@@ -8,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from stream_worker.errors import BrokerUnavailable, WorkerError
 from stream_worker.librdkafka import refusal
 from stream_worker.seam import Outgoing
 
-__all__ = ["Writer"]
+__all__ = ["Transaction", "Writer"]
 
 _FULL_S = 0.05
 _SPARE_S = 1.0  # the client's own limit ends first and says why
@@ -23,10 +24,11 @@ _SPARE_S = 1.0  # the client's own limit ends first and says why
 class Writer:
     """Blocking: `publish` and `close` are called in one thread, `abandon` in any."""
 
-    def __init__(self, common: Mapping[str, Any], timeout_s: float) -> None:
+    def __init__(self, common: Mapping[str, Any], timeout_s: float, **more: Any) -> None:
         self._bootstrap, self._timeout_s = str(common["bootstrap.servers"]), timeout_s
         self._config = {
             **common,
+            **more,
             "acks": "all",
             "enable.idempotence": True,
             "linger.ms": 5,
@@ -80,7 +82,7 @@ class Writer:
                 looked = True  # the caller knows of it: added since the producer last heard of its topic
                 producer.list_topics(topic, max(0.1, deadline - time.monotonic()))
 
-    def _failure(self, failed: Sequence[KafkaError]) -> WorkerError:
+    def _failure(self, failed: Sequence[KafkaError]) -> WorkerError | KafkaException:
         if failed:
             return refusal(failed[0], self._bootstrap)
         return BrokerUnavailable(f"publishing at {self._bootstrap}: not acknowledged within {self._timeout_s:g} s")
@@ -97,3 +99,40 @@ class Writer:
             with contextlib.suppress(KafkaException):
                 producer.purge()
             producer.close()
+
+
+class Transaction(Writer):
+    """One partition's transactional producer. Any failure is final: `publish` and `commit` raise KafkaException or WorkerError.
+    Blocking, in one thread."""
+
+    def __init__(self, common: Mapping[str, Any], name: str, timeout_s: float) -> None:
+        super().__init__(common, timeout_s, **{"transactional.id": name, "transaction.timeout.ms": 60_000})
+        self._producer = Producer(self._config)
+        self._producer.init_transactions(timeout_s)  # fences the former owner, and ends its transaction
+
+    def begin(self, messages: Sequence[Outgoing]) -> list[int]:
+        """Offsets, in a transaction that `commit` ends."""
+        self._alive().begin_transaction()
+        try:
+            return self.publish(messages)
+        except SystemError as error:  # the client runs the callbacks with its own fatal error set
+            raise KafkaException(KafkaError(KafkaError._FENCED, str(error))) from error
+
+    def close(self) -> None:
+        """Give up what is not committed and end the producer, also one that was fenced."""
+        with contextlib.suppress(SystemError):
+            super().close()
+
+    def commit(self, offsets: Sequence[TopicPartition], member: Any) -> None:
+        """member: the consumer's group metadata; the group refuses it from a worker that it has gone on without."""
+        producer = self._alive()
+        producer.send_offsets_to_transaction(list(offsets), member, self._timeout_s)
+        producer.commit_transaction(self._timeout_s)
+
+    def _failure(self, failed: Sequence[KafkaError]) -> WorkerError | KafkaException:
+        return KafkaException(failed[0]) if failed else super()._failure(failed)
+
+    def _alive(self) -> Producer:
+        if self._producer is None:
+            raise BrokerUnavailable("its producer has failed")
+        return self._producer

@@ -25,7 +25,7 @@ from confluent_kafka.admin._listoffsets import OffsetSpec
 from stream_worker.errors import BrokerUnavailable, ConfigError, WorkerError
 from stream_worker.seam import Position
 
-__all__ = ["METADATA_AGE_MS", "Questions", "configuration", "refusal"]
+__all__ = ["METADATA_AGE_MS", "REFUSED", "Questions", "configuration", "refusal"]
 
 METADATA_AGE_MS = 30_000  # added partitions are noticed, and shared out anew, after this long
 _SERVE_S = 0.1
@@ -36,7 +36,7 @@ _NAMES = {
     "sasl_plain_username": "sasl.username",
     "sasl_plain_password": "sasl.password",
 }
-_REFUSED = frozenset({  # what waiting does not mend; the client's own `retriable` speaks of transactions only
+REFUSED = frozenset({  # what waiting does not mend; the client's own `retriable` speaks of transactions only
     KafkaError._AUTHENTICATION, KafkaError._INVALID_ARG, KafkaError._UNKNOWN_PARTITION, KafkaError._UNKNOWN_TOPIC,
     KafkaError.CLUSTER_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED, KafkaError.INCONSISTENT_GROUP_PROTOCOL,
     KafkaError.INVALID_GROUP_ID, KafkaError.INVALID_SESSION_TIMEOUT, KafkaError.INVALID_TIMESTAMP,
@@ -66,7 +66,7 @@ def configuration(bootstrap: str, security: Mapping[str, Any], client_id: str) -
 
 def refusal(error: KafkaError, bootstrap: str, reason: str = "") -> WorkerError:
     """The error of ours that it stands for. `reason`: what the client last said about its connections."""
-    kind = ConfigError if error.code() in _REFUSED or error.fatal() else BrokerUnavailable
+    kind = ConfigError if error.code() in REFUSED or error.fatal() else BrokerUnavailable
     more = f" ({reason})" if reason and kind is BrokerUnavailable else ""
     return kind(f"broker {bootstrap}: {error.name()}: {error.str()}{more}")
 
@@ -86,7 +86,7 @@ class Questions:
 
     def _said(self, error: KafkaError) -> None:
         self._reason = error.str()
-        if error.code() in _REFUSED:
+        if error.code() in REFUSED:
             self._refused = refusal(error, self._bootstrap)
 
     async def counts(self, topics: Sequence[str], timeout_s: float | None = None) -> dict[str, int]:

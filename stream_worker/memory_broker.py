@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from stream_worker.errors import BrokerUnavailable, ConfigError
-from stream_worker.seam import Headers, OffsetLost, OnPartitions, Outgoing, Position, Record, partition_for
+from stream_worker.seam import Fenced, Headers, OffsetLost, OnPartitions, Outgoing, Position, Record, partition_for
 
 __all__ = ["MemoryBroker", "MemoryLog"]
 
@@ -133,6 +133,7 @@ class MemoryBroker:
         self._findings = findings
         self._next: dict[int, int] = {}
         self._paused: set[int] = set()
+        self._fenced: set[int] = set()
         self._turn = 0
         self._assigned: frozenset[int] = frozenset()
         self._on_assigned: OnPartitions | None = None
@@ -173,6 +174,7 @@ class MemoryBroker:
         if self._on_revoked is not None and self._assigned:
             await self._on_revoked(self._assigned)
         self._assigned = frozenset()
+        self._fenced.clear()
 
     async def poll(self, timeout_ms: int, max_records: int) -> Mapping[int, Sequence[Record]]:
         await self._log.wait(self._has_any, timeout_ms / 1000)
@@ -258,6 +260,18 @@ class MemoryBroker:
         self._reach()
         for partition in self._assigned.intersection(positions):
             self._log.commits[self._group, self._chunks, partition] = positions[partition]
+
+    async def fence(self, partition: int) -> None:
+        self._reach()
+        self._fenced.add(partition)
+
+    async def transact(
+        self, partition: int, messages: Sequence[Outgoing], position: Callable[[Sequence[int]], Position]
+    ) -> None:
+        if partition not in self._fenced or not self._log.available:
+            self._fenced.discard(partition)
+            raise Fenced(partition, "not fenced" if self._log.available else "the in-process log is switched off")
+        self._log.commits[self._group, self._chunks, partition] = position(await self.publish(messages))
 
     async def read_back(self, topic: str, partition: int, start: int) -> AsyncIterator[tuple[Record, Headers]]:
         self._reach()

@@ -31,6 +31,8 @@ class Partition:
     def __init__(self, number: int) -> None:
         self.number = number
         self.owned, self.ready = True, False
+        self.leaving = False  # being taken away
+        self.voids = 0  # transactions that failed since the last that did not
         self.windower: Windower | None = None
         self.ledger = Ledger(0, 0)
         self.taken = 0  # offset after the last record taken

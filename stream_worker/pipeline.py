@@ -22,7 +22,7 @@ from stream_worker.batch import Batcher
 from stream_worker.errors import BrokerUnavailable
 from stream_worker.labels import BankSource
 from stream_worker.partition import Partition, Work
-from stream_worker.publisher import Deadline, Publisher
+from stream_worker.publisher import Deadline, Publisher, Transactor
 from stream_worker.records import Closed, Finding, Window
 from stream_worker.recovery import recover
 from stream_worker.run import Rules
@@ -41,6 +41,7 @@ SLICE = 64  # records cut at a stretch; between two stretches the event loop rea
 IDLE_AT_END_S = 35.0  # longer than the idle time of the log plus its clock's jitter
 PATIENCE_S = 0.5  # waited for the scorer before partitions are paused
 AWAKE_S = 2.0  # the reading stage turns at least this often unless the process is held up
+FIRST_DELAY_S, LAST_DELAY_S = 0.2, 5.0  # between two attempts to recover a partition
 STALLED_S = 60.0  # a stage without a beat for this long is not alive
 
 
@@ -60,7 +61,10 @@ class Pipeline:
         self.broker, self.settings, self.metrics, self.labels = broker, settings, metrics, labels
         self.rules = Rules(hop_ms=settings.hop_ms)
         self.parts: dict[int, Partition] = {}
-        self.publisher = Publisher(broker, settings, metrics, clock, on_finding)
+        if settings.delivery == "exactly_once":
+            self.publisher: Publisher = Transactor(broker, settings, metrics, clock, on_finding, void=self._start_over)
+        else:
+            self.publisher = Publisher(broker, settings, metrics, clock, on_finding)
         self._first_scorer, self._clock = scorer, clock
         self._scorer: Scorer | None = None
         self._failure: BaseException | None = None  # of a recovery, raised by the reading stage
@@ -133,6 +137,8 @@ class Pipeline:
                 if stage.done():
                     stage.result()
             await asyncio.sleep(0.01)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.publisher.settle(parts), timeout=deadline.left())
         return not any(part.in_flight for part in parts)
 
     def live(self) -> list[str]:
@@ -166,14 +172,23 @@ class Pipeline:
             self.parts[number] = Partition(number)
             self._begin_recovery(self.parts[number])
 
-    def _begin_recovery(self, part: Partition) -> None:
+    def _start_over(self, part: Partition) -> None:
+        """What this partition holds is void: another takes its place, later each time."""
+        part.owned = part.ready = False
+        if self.parts.get(part.number) is part and not part.leaving:
+            again = self.parts[part.number] = Partition(part.number)
+            again.voids = part.voids + 1
+            self._begin_recovery(again, min(FIRST_DELAY_S * 2**part.voids, LAST_DELAY_S))
+
+    def _begin_recovery(self, part: Partition, after_s: float = 0.0) -> None:
         part.ready = False
-        task = asyncio.create_task(self._recover(part), name=f"recover-{part.number}")
+        task = asyncio.create_task(self._recover(part, after_s), name=f"recover-{part.number}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _recover(self, part: Partition) -> None:
-        delay = 0.2
+    async def _recover(self, part: Partition, after_s: float) -> None:
+        await asyncio.sleep(after_s)
+        delay = FIRST_DELAY_S
         while part.owned:
             try:
                 state = await recover(self.broker, part.number, self.settings, self.rules)
@@ -181,7 +196,7 @@ class Pipeline:
             except BrokerUnavailable as error:
                 log.warning("recovery waits for kafka", partition=part.number, error=str(error))
                 await asyncio.sleep(delay)
-                delay = min(delay * 2, 5.0)
+                delay = min(delay * 2, LAST_DELAY_S)
             except Exception as error:
                 self._failure = error
                 return
@@ -199,7 +214,7 @@ class Pipeline:
         """Publish and commit what was read, as far as the deadline allows; the next owner re-reads the rest."""
         parts = [self.parts[n] for n in numbers if n in self.parts]
         for part in parts:
-            part.ready = False
+            part.ready, part.leaving = False, True
         dry = await self._dry(parts, Deadline(min(5.0, self.settings.drain_s)))
         await self.publisher.commit(parts)
         for part in parts:
@@ -312,7 +327,7 @@ class Pipeline:
         if part is not None and part.ready and lost.wanted < lost.earliest:
             self._report_lost(part, lost.wanted, lost.earliest)
         if part is not None and lost.wanted > lost.latest:
-            self._begin_recovery(part)
+            self._begin_recovery(part) if self.settings.delivery == "at_least_once" else self._start_over(part)
         else:
             self.broker.seek(lost.partition, target)
 

@@ -1,22 +1,25 @@
-"""Findings and dead letters out, then the commit, in this order and no other."""
+"""Findings and dead letters out, and the commit: one after the other (at least once), or in one transaction (exactly once)."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import structlog
 
 from stream_worker.errors import BrokerUnavailable
 from stream_worker.partition import Partition, Work
-from stream_worker.records import DeadLetter, Finding
-from stream_worker.seam import Broker, Outgoing, Position
+from stream_worker.records import Finding
+from stream_worker.seam import Broker, Fenced, Outgoing, Position
 from stream_worker.settings import Settings
 from stream_worker.telemetry import Metrics
 from stream_worker.wire import dead_letter_message, finding_message
 
-__all__ = ["Deadline", "Publisher"]
+__all__ = ["Deadline", "Publisher", "Transactor"]
+
+Scored = tuple[Work, list[Finding]]
 
 log = structlog.get_logger(__name__)
 
@@ -33,7 +36,8 @@ class Deadline:
 
 
 class Publisher:
-    """Takes scored work from `queue`. `beat`: when it last moved; `published`: findings acknowledged so far."""
+    """At least once: publishes what comes by `queue` at once and commits when asked to; a crash in between publishes again what
+    is not yet committed, under the same ids. `beat`: when it last moved; `published`: findings acknowledged so far."""
 
     def __init__(
         self,
@@ -43,7 +47,7 @@ class Publisher:
         clock: Callable[[], float],
         on_finding: Callable[[Finding], None],
     ) -> None:
-        self.queue: asyncio.Queue[list[tuple[Work, list[Finding]]]] = asyncio.Queue(maxsize=4)
+        self.queue: asyncio.Queue[list[Scored]] = asyncio.Queue(maxsize=4)
         self.published, self.beat = 0, 0.0
         self._broker, self._settings, self._metrics = broker, settings, metrics
         self._clock, self._on_finding = clock, on_finding
@@ -56,27 +60,44 @@ class Publisher:
                 batch = await asyncio.wait_for(self.queue.get(), timeout=1.0)
             except TimeoutError:
                 continue
-            owned = [(work, finding) for work, findings in batch for finding in findings if work.part.owned]
-            letters = [letter for work, _ in batch for letter in work.letters if work.part.owned]
-            began = self._clock()
-            offsets = await self._acknowledged([finding for _, finding in owned], letters)
-            self._metrics.publish_seconds.observe(self._clock() - began)
-            for (work, finding), offset in zip(owned, offsets, strict=False):  # dead letters come after the findings
-                work.part.published(finding, offset)
+            await self._hand_on(batch)
+
+    async def _hand_on(self, batch: list[Scored]) -> None:
+        batch = [scored for scored in batch if scored[0].part.owned]
+        began = self._clock()
+        offsets = await self._acknowledged(self._messages(batch))
+        self._metrics.publish_seconds.observe(self._clock() - began)
+        self._note(batch, offsets)
+        self._tell(batch)
+
+    def _messages(self, batch: Sequence[Scored]) -> list[Outgoing]:
+        """All findings, then all dead letters."""
+        s = self._settings
+        out = [Outgoing(s.findings_topic, f.partition, *finding_message(f)) for _, findings in batch for f in findings]
+        letters = [letter for work, _ in batch for letter in work.letters]
+        return out + [Outgoing(s.dead_letters_topic, d.partition, *dead_letter_message(d, s.chunks_topic)) for d in letters]
+
+    def _note(self, batch: Sequence[Scored], offsets: Sequence[int]) -> None:
+        """In the books of the partitions."""
+        owned = [(work, finding) for work, findings in batch for finding in findings]
+        for (work, finding), offset in zip(owned, offsets, strict=False):  # dead letters come after the findings
+            work.part.published(finding, offset)
+        for work, _ in batch:
+            work.part.done(work)
+
+    def _tell(self, batch: Sequence[Scored]) -> None:
+        """Everyone else."""
+        for work, findings in batch:
+            for finding in findings:
                 self.published += 1
                 self._metrics.windows.labels(str(finding.body["kind"])).inc()
                 self._on_finding(finding)
-            for letter in letters:
+            for letter in work.letters:
                 self._metrics.dead_letters.labels(letter.code).inc()
-            for work, _ in batch:
-                work.part.done(work)
 
-    async def _acknowledged(self, findings: Sequence[Finding], letters: Sequence[DeadLetter]) -> Sequence[int]:
+    async def _acknowledged(self, messages: list[Outgoing]) -> Sequence[int]:
         """Offsets. A repeat after a cut may double a message; its id stays the same."""
-        s = self._settings
-        messages = [Outgoing(s.findings_topic, f.partition, *finding_message(f)) for f in findings]
-        messages += [Outgoing(s.dead_letters_topic, d.partition, *dead_letter_message(d, s.chunks_topic)) for d in letters]
-        deadline, delay = Deadline(s.outage_limit_s, self._clock), 0.1
+        deadline, delay = Deadline(self._settings.outage_limit_s, self._clock), 0.1
         while messages:
             try:
                 return await self._broker.publish(messages)
@@ -89,6 +110,9 @@ class Publisher:
                 self.beat = self._clock()
         return []
 
+    async def settle(self, parts: Sequence[Partition]) -> None:
+        """Get out what has come so far; called often while these run dry."""
+
     async def commit(self, parts: Sequence[Partition]) -> None:
         """W with P and F for every partition where something moved."""
         positions = {part.number: Position(*part.position()) for part in parts if part.dirty and part.windower is not None}
@@ -100,3 +124,52 @@ class Publisher:
             log.warning("commit waits for kafka", error=str(error))
             for part in parts:
                 part.dirty = part.dirty or part.number in positions
+
+
+class Transactor(Publisher):
+    """Exactly once: gathers what comes by `queue`; each commit puts a partition's findings, dead letters and position into one
+    transaction. `void` is told of a partition whose transaction did not come through: only the log knows what became of it."""
+
+    void: Callable[[Partition], None]
+
+    def __init__(self, *args: Any, void: Callable[[Partition], None]) -> None:
+        super().__init__(*args)
+        self.void = void
+        self._gathered: dict[Partition, list[Scored]] = {}
+        self._turn = asyncio.Lock()
+
+    async def _hand_on(self, batch: list[Scored]) -> None:
+        while sum(len(work.events) for held in self._gathered.values() for work, _ in held) >= self._settings.queue_windows:
+            self.beat = self._clock()  # a slow sink is no standstill of ours
+            await asyncio.sleep(0.01)
+        for work, findings in batch:
+            if work.part.owned:
+                self._gathered.setdefault(work.part, []).append((work, findings))
+
+    async def settle(self, parts: Sequence[Partition]) -> None:
+        await self.commit([part for part in parts if part in self._gathered])
+
+    async def commit(self, parts: Sequence[Partition]) -> None:
+        async with self._turn:
+            mine = [part for part in parts if part.owned and part.windower is not None]
+            moved = [part for part in mine if part.dirty or part in self._gathered]
+            await asyncio.gather(*map(self._transact, moved))
+            self._gathered = {part: held for part, held in self._gathered.items() if part.owned}
+
+    async def _transact(self, part: Partition) -> None:
+        batch = self._gathered.pop(part, [])
+
+        def position(offsets: Sequence[int]) -> Position:
+            self._note(batch, offsets)
+            return Position(*part.position())
+
+        began = self._clock()
+        try:
+            await self._broker.transact(part.number, self._messages(batch), position)
+        except Fenced as error:
+            log.warning("a transaction is void, the partition is recovered again", partition=part.number, error=str(error))
+            self.void(part)
+            return
+        self._metrics.publish_seconds.observe(self._clock() - began)
+        part.voids = 0
+        self._tell(batch)

@@ -1,7 +1,8 @@
 """Where a partition goes on: what was published is read back as fact, what was not is cut again from the log.
 
-Numbered as in docs/semantics.md: (1) read the commit W with P and F, (2) read findings from F to the end and take each run's
-frontier, (3) seek to W. Windows below a run's frontier are never cut again; dead letters below P are never written again.
+Numbered as in docs/semantics.md: (0) with exactly-once delivery, fence the former owner: what it has not committed is void, and
+only then is what we read the last word; (1) read the commit W with P and F, (2) read findings from F to the end and take each
+run's frontier, (3) seek to W. Windows below a run's frontier are never cut again; dead letters below P are never written again.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ class Recovered:
 
 async def recover(broker: Broker, partition: int, settings: Settings, rules: Rules) -> Recovered:
     """Raises BrokerUnavailable, or ConfigError when another program commits under our group."""
+    if settings.delivery == "exactly_once":
+        await broker.fence(partition)
     position = await broker.committed(partition)
     if position is None:
         return await _fresh(broker, partition, settings, rules)

@@ -17,6 +17,7 @@ from stream_worker.errors import WorkerError
 
 __all__ = [
     "Broker",
+    "Fenced",
     "Headers",
     "OffsetLost",
     "OnPartitions",
@@ -79,6 +80,17 @@ class OffsetLost(WorkerError):
         self.wanted = wanted
         self.earliest = earliest
         self.latest = latest
+
+
+class Fenced(WorkerError):
+    """A partition's transaction did not come through: another worker has taken over, or nobody knows how it ended. What was
+    in it is to be read from the log."""
+
+    retriable: ClassVar[bool] = True
+
+    def __init__(self, partition: int, why: str) -> None:
+        super().__init__(f"partition {partition}: the transaction is void: {why}")
+        self.partition = partition
 
 
 class Broker(Protocol):
@@ -151,6 +163,19 @@ class Broker(Protocol):
 
     async def commit(self, positions: Mapping[int, Position]) -> None:
         """Commit for the partitions still owned; others are not sent. Lost to a rebalance in between: no error, it is void."""
+
+    async def fence(self, partition: int) -> None:
+        """From here on this worker alone writes for the partition, by `transact`; what a former owner has not committed is
+        void. What is read after it (`committed`, `read_back`) stays true."""
+
+    async def transact(
+        self, partition: int, messages: Sequence[Outgoing], position: Callable[[Sequence[int]], Position]
+    ) -> None:
+        """Publish and commit at once: who reads committed messages sees all of it or nothing. `position` is given the
+        offsets and says what to commit.
+
+        Raises Fenced: the partition must be fenced and recovered again, and what was in the transaction may be out or not.
+        """
 
     def read_back(self, topic: str, partition: int, start: int) -> AsyncIterator[tuple[Record, Headers]]:
         """Committed messages from `start` (or the first held, if later) up to the end as it is at the call; then it ends."""
