@@ -95,6 +95,29 @@ def test_kill_9_in_the_middle_of_12_streams_loses_no_finding(
     assert delivery == "at_least_once" or len(found) == len(expected)
 
 
+def test_a_worker_that_wakes_when_its_partitions_are_anothers_doubles_nothing(own: LocalServices, shipped: Artifact) -> None:
+    """Stopped in the middle of its work, taken for dead, and gone on: it is fenced, starts over, and both share again."""
+    messages = [(key, value) for key, value, _ in fleet(12, 60, drop=0.01, reorder=0.02, seed=11)]
+    expected = expected_ids(messages, shipped, partitions=2)
+    world = World(own.kafka, ECG_DELIVERY="exactly_once")
+    world.command("topics", "--apply", "--partitions", "2")
+    third = len(messages) // 3
+    with world.worker() as one, world.worker() as two:
+        one.wait_ready()
+        two.until(lambda: two.get("/metrics")[1].count("ecg_lag_records{") == 1)
+        send(world, messages[:third])
+        one.process.send_signal(signal.SIGSTOP)
+        send(world, messages[third : 2 * third])
+        two.until(lambda: two.get("/metrics")[1].count("ecg_lag_records{") == 2, 90)  # it owns both
+        one.process.send_signal(signal.SIGCONT)
+        send(world, messages[2 * third :])
+        two.until(lambda: {x["id"] for x in world.findings(quiet_s=1.0)} >= expected, 90)
+        assert one.stop() == 0
+        assert two.stop() == 0
+    found = [x["id"] for x in world.findings()]
+    assert sorted(found) == sorted(expected)
+
+
 def test_workers_that_come_and_go_share_the_partitions_and_lose_nothing(own: LocalServices, shipped: Artifact) -> None:
     messages = [(key, value) for key, value, _ in fleet(12, 60, drop=0.01, reorder=0.02, seed=9)]
     expected = expected_ids(messages, shipped, partitions=4)
