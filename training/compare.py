@@ -2,8 +2,6 @@
 
 DIR/<row>-<seed>/   a run with predictions.safetensors: "held_out", "reported", float32 (N, L) logits of whole windows, 12 leads
 DIR/compare.json    the table, with patient-level intervals      DIR/compare.md, compare.png   the same to read and to look at
-
-A row's value is the mean over its seeds, in each bootstrap resample; differences to the reference row are paired.
 """
 
 from __future__ import annotations
@@ -22,19 +20,29 @@ from safetensors.numpy import save_file
 
 from encoders.model import count_multiply_adds, receptive_field_s
 from training.annotated import VALIDATION_FOLD
-from training.bootstrap import interval, macro, resamples
-from training.calibration import apply_platt_all, fit_platt_all
 from training.config import ConfigError, TrainConfig
 from training.data import DataSet
 from training.evaluate import model_scorer, predict
 from training.folds import DEVELOPMENT, GROUPS, check_development, check_disjoint
 from training.labels import TextBank
 from training.loop import Progress, train
-from training.metrics import aurocs, enough
-from training.ptbxl_groups import group_metrics
 from training.vocabulary import Statement
 
-__all__ = ["ROWS", "CompareError", "Row", "is_finished", "read_rows", "run_row", "tabulate"]
+__all__ = [
+    "PARTS",
+    "PREDICTIONS",
+    "ROWS",
+    "TRAINED",
+    "CompareError",
+    "Predicted",
+    "Row",
+    "check_alike",
+    "is_finished",
+    "read_predictions",
+    "read_rows",
+    "run_directory",
+    "run_row",
+]
 
 ROWS = Path(__file__).with_name("configs") / "compare.toml"
 PREDICTIONS = "predictions.safetensors"
@@ -57,6 +65,11 @@ class Row:
     seeds: int = 1
     gpu: bool = False
 
+    @property
+    def left_sources(self) -> tuple[str, ...]:
+        """Folders that it does not train on."""
+        return TrainConfig.of(dict(self.set)).left_sources
+
     def config(self, base: TrainConfig, seed: int, epochs: int | None) -> TrainConfig:
         """Of one run. epochs: instead of the base's, for a quick trial; the row's own take its place in proportion."""
         config = TrainConfig.of({**base.as_dict(), **self.set, "seed": seed, "train_folds": list(TRAINED)})
@@ -77,13 +90,14 @@ def read_rows(path: Path = ROWS) -> tuple[tuple[Row, ...], str]:
     return rows, told["reference"]
 
 
-def _run(out: Path, row: Row, seed: int) -> Path:
+def run_directory(out: Path, row: Row, seed: int) -> Path:
+    """Where this run stands."""
     return out / f"{row.name}-{seed}"
 
 
 def is_finished(out: Path, row: Row, seed: int) -> bool:
     """Whether this run has been trained and has predicted."""
-    return (_run(out, row, seed) / PREDICTIONS).is_file()
+    return (run_directory(out, row, seed) / PREDICTIONS).is_file()
 
 
 def run_row(
@@ -102,10 +116,10 @@ def run_row(
 
     Raises CompareError where the predictions there are of another recipe.
     """
-    run, config = _run(out, row, seed), row.config(base, seed, epochs)
+    run, config = run_directory(out, row, seed), row.config(base, seed, epochs)
     data = DataSet(directory, labels, config.train_folds)
     if (run / PREDICTIONS).is_file():
-        _check(run, _read(run / PREDICTIONS, data), config)
+        _check(run, read_predictions(run / PREDICTIONS, data), config)
         return True
     parts = {name: DataSet(directory, labels, folds) for name, folds in PARTS.items()}
     check_development(data, "training")
@@ -131,7 +145,7 @@ def run_row(
 
 
 @dataclass(frozen=True)
-class _Predicted:
+class Predicted:
     """One run's logits by part; active: bool (L,); meta: as written."""
 
     logits: dict[str, NDArray[np.float32]]
@@ -139,7 +153,8 @@ class _Predicted:
     meta: dict[str, str]
 
 
-def _read(path: Path, data: DataSet) -> _Predicted:
+def read_predictions(path: Path, data: DataSet) -> Predicted:
+    """Raises CompareError where they are of another data set or label set."""
     with safe_open(path, framework="np") as file:
         meta = dict(file.metadata() or {})
         logits = {name: file.get_tensor(name) for name in PARTS}
@@ -147,117 +162,21 @@ def _read(path: Path, data: DataSet) -> _Predicted:
     ids = json.dumps([s.id for s in data.labels])
     if meta.get("data") != data.digest or meta.get("labels") != ids:
         raise CompareError(f"{path.parent}: made from another data set or label set than {data.directory}; give another --out")
-    return _Predicted(logits, active, meta)
+    return Predicted(logits, active, meta)
 
 
-def _check(run: Path, found: _Predicted, config: TrainConfig) -> None:
+def _check(run: Path, found: Predicted, config: TrainConfig) -> None:
     """Raises CompareError unless the run is of this config."""
     if different := config.differences(json.loads(found.meta["config"])):
         raise CompareError(f"{run} is a run of another recipe: {'; '.join(different)[:600]}; give another --out or remove it")
 
 
-def _check_alike(out: Path, runs: Mapping[str, Mapping[int, _Predicted]], rows: Sequence[Row]) -> None:
+def check_alike(out: Path, runs: Mapping[str, Mapping[int, Predicted]], rows: Sequence[Row]) -> None:
     """Raises CompareError unless each run has its row's keys and, but for the seed, all runs of a row are alike."""
     for row in rows:
         first: TrainConfig | None = None
         for seed, found in runs[row.name].items():
             config = TrainConfig.of(json.loads(found.meta["config"]))
             first = first or config
-            rows_own = {k: v for k, v in row.set.items() if k != "epochs"}  # fewer of them in a quick trial
-            _check(_run(out, row, seed), found, TrainConfig.of({**first.as_dict(), **rows_own, "seed": seed}))
-
-
-def tabulate(
-    rows: Sequence[Row], reference: str, directory: Path, labels: Sequence[Statement], out: Path, resampled: int = 1000
-) -> dict[str, Any]:
-    """Every row that has a run, on the same records and labels -> compare.json. Raises CompareError."""
-    parts = {name: DataSet(directory, labels, folds) for name, folds in PARTS.items()}
-    some = next(iter(parts.values()))
-    runs = {
-        row.name: {
-            seed: _read(_run(out, row, seed) / PREDICTIONS, some)
-            for seed in range(1, row.seeds + 1)
-            if is_finished(out, row, seed)
-        }
-        for row in rows
-    }
-    if not any(runs.values()):
-        raise CompareError(f"{out}: no row has been run; `ecg-train compare --out {out}` runs them")
-    _check_alike(out, runs, rows)
-    active = np.logical_and.reduce([p.active for found in runs.values() for p in found.values()])
-    told: dict[str, Any] = {"data": some.digest, "trained_folds": list(TRAINED), "reference": reference, "parts": {}}
-    for name, part in parts.items():
-        told["parts"][name] = _part(name, part, runs, active, reference, resampled)
-    for name, value in _superclasses(parts, runs, active).items():
-        told["parts"]["reported"]["rows"][name]["superclasses"] = value
-    told["rows"] = [_about(row, runs[row.name]) for row in rows]
-    return told
-
-
-def _part(
-    name: str,
-    part: DataSet,
-    runs: Mapping[str, Mapping[int, _Predicted]],
-    active: NDArray[np.bool_],
-    reference: str,
-    resampled: int,
-) -> dict[str, Any]:
-    y, known = part.shown
-    known &= active
-    use = enough(y, known)
-    weights = resamples([row["patient"] for row in part.index], resampled)
-    values: dict[str, NDArray[np.float64]] = {}
-    spread: dict[str, list[float]] = {}
-    for row, found in runs.items():
-        if not found:
-            continue
-        each = [macro(aurocs(p.logits[name][:, use], y[:, use], known[:, use], weights)) for p in found.values()]
-        values[row] = np.mean(each, axis=0)
-        spread[row] = [float(v[0]) for v in each]
-    out: dict[str, Any] = {
-        "folds": list(PARTS[name]),
-        "records": len(part),
-        "labels": [s.id for s, u in zip(part.labels, use, strict=True) if u],
-        "rows": {},
-    }
-    for row, value in values.items():
-        entry: dict[str, Any] = {"macro_auroc": float(value[0]), "interval": interval(value), "seeds": spread[row]}
-        if row != reference and reference in values:
-            gap = value - values[reference]
-            entry["difference"], entry["difference_interval"] = float(gap[0]), interval(gap)
-        out["rows"][row] = entry
-    return out
-
-
-def _superclasses(
-    parts: Mapping[str, DataSet], runs: Mapping[str, Mapping[int, _Predicted]], active: NDArray[np.bool_]
-) -> dict[str, float | None]:
-    """By row: macro AUROC of PTB-XL's five in the reported part, mean over seeds.
-
-    The likeliest of several labels can be told only on one scale, which cosines are not: each run is calibrated on what was
-    held out first.
-    """
-    (held_y, held_known), (y, known) = (parts[name].shown for name in ("held_out", "reported"))
-    reported = parts["reported"]
-    out: dict[str, float | None] = {}
-    for row, found in runs.items():
-        each = []
-        for p in found.values():
-            fits = fit_platt_all(p.logits["held_out"], held_y, held_known & active, active)
-            odds = apply_platt_all(p.logits["reported"], fits)
-            once = np.ones((1, len(reported)))
-            groups = group_metrics(odds, y, known & active, reported.labels, active, once)
-            each += [v for v in [groups["super"]["macro_auroc"]] if v is not None]
-        if found:
-            out[row] = float(np.mean(each)) if each else None
-    return out
-
-
-def _about(row: Row, found: Mapping[int, _Predicted]) -> dict[str, Any]:
-    about: dict[str, Any] = {"name": row.name, "what": row.what, "set": dict(row.set), "seeds": row.seeds, "run": sorted(found)}
-    if found:
-        meta = next(iter(found.values())).meta
-        about["epochs"] = json.loads(meta["config"])["epochs"]
-        about["multiply_adds"] = int(meta["multiply_adds"])
-        about["receptive_field_s"] = float(meta["receptive_field_s"])
-    return about
+            rows_own = {k: v for k, v in row.set.items() if k not in ("epochs", "finish_epochs")}  # fewer in a quick trial
+            _check(run_directory(out, row, seed), found, TrainConfig.of({**first.as_dict(), **rows_own, "seed": seed}))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,7 +14,7 @@ from training.terminal import by_run, command_line, plain_errors, progress
 if TYPE_CHECKING:
     from training.compare import Row
 
-__all__ = ["compare", "markdown"]
+__all__ = ["compare"]
 
 
 def compare(
@@ -37,6 +37,8 @@ def compare(
         import torch
 
         from training import compare as work
+        from training.compare_page import draw, markdown
+        from training.compare_table import tabulate
         from training.config import read_config
         from training.data import DataSet
         from training.labels import TextBank
@@ -48,87 +50,34 @@ def compare(
         base = read_config(Path(__file__).with_name("configs") / "default.toml")
         labels = select(read_vocabulary(), base.labels)
         bank = TextBank.load(text)
-        wanted = _wanted(rows, only, gpu)
-        n = len(DataSet(data, labels, work.TRAINED))
+        train = DataSet(data, labels, work.TRAINED)
+        wanted = _wanted(rows, only, gpu, set(train.folders.tolist()))
         order = [(row, seed) for seed in range(1, 1 + max(r.seeds for r in wanted)) for row in wanted if seed <= row.seeds]
         planned = [row.config(base, seed, epochs) for row, seed in order if not work.is_finished(out, row, seed)]
-        steps = sum(c.epochs * (int(c.train_share * n) // c.batch) for c in planned)
+        steps = sum(c.epochs * (len(train.for_training(c)) // c.batch) for c in planned)
         with progress("comparing", steps) as advance:
             report = by_run(advance)
             for row, seed in order:
                 if not work.run_row(row, seed, base, data, labels, bank, out, epochs, report, command_line()):
                     raise typer.Exit(143)
-        told = work.tabulate(rows, reference, data, labels, out)
+        told = tabulate(rows, reference, data, labels, out)
         told["command"] = command_line()
         (out / "compare.json").write_text(
             json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
         )
         (out / "compare.md").write_text(markdown(told), encoding="utf-8")
-        _draw(told, out / "compare.png")
+        draw(told, out / "compare.png")
         typer.echo(markdown(told))
 
 
-def _wanted(rows: Sequence[Row], only: str, gpu: bool) -> list[Row]:
+def _wanted(rows: Sequence[Row], only: str, gpu: bool, folders: set[str]) -> list[Row]:
+    """Those named; else all but what is too slow and what leaves out folders that this data set has not."""
     from training.compare import CompareError
 
     names = [name.strip() for name in only.split(",") if name.strip()]
     if unknown := sorted(set(names) - {row.name for row in rows}):
         raise CompareError(f"--rows {', '.join(unknown)}: no such row; rows are {', '.join(row.name for row in rows)}")
     by_name = {row.name: row for row in rows}
-    return [by_name[name] for name in names] or [row for row in rows if gpu or not row.gpu]
-
-
-def markdown(told: dict[str, Any]) -> str:
-    """The table as it stands in docs: a row a recipe, "not run" where there is no run."""
-    held, reported = told["parts"]["held_out"], told["parts"]["reported"]
-    lines = [
-        f"Macro AUROC with 95 % interval over {len(held['labels'])} labels in folds 7 and 8 ({held['records']} records) and "
-        f"{len(reported['labels'])} in fold 9 ({reported['records']}); difference to `{told['reference']}`, paired. "
-        "Superclasses: PTB-XL's five, in fold 9, each as likely as its most likely label, calibrated on folds 7 and 8.",
-        "",
-        "| row | recipe | passes, seeds | folds 7-8 | difference | fold 9 | difference | superclasses |",
-        "|---|---|---|---|---|---|---|---|",
+    return [by_name[name] for name in names] or [
+        row for row in rows if (gpu or not row.gpu) and set(row.left_sources) < folders
     ]
-    for row in told["rows"]:
-        if not row["run"]:
-            lines.append(f"| {row['name']} | {row['what']} | not run | | | | | |")
-            continue
-        cells = [_cells(part["rows"][row["name"]]) for part in (held, reported)]
-        supers = reported["rows"][row["name"]]["superclasses"]
-        shown = [*cells[0], *cells[1], f"{supers:.3f}" if supers is not None else "-"]
-        lines.append(f"| {row['name']} | {row['what']} | {row['epochs']}, {len(row['run'])} | {' | '.join(shown)} |")
-    return "\n".join(lines) + "\n"
-
-
-def _cells(entry: dict[str, Any]) -> tuple[str, str]:
-    low, high = entry["interval"]
-    gap = ""
-    if "difference" in entry:
-        least, most = entry["difference_interval"]
-        gap = f"{entry['difference']:+.3f} ({least:+.3f} to {most:+.3f})"
-    return f"{entry['macro_auroc']:.3f} ({low:.3f}-{high:.3f})", gap
-
-
-def _draw(told: dict[str, Any], path: Path) -> None:
-    """Each row's value and interval, folds 7 and 8 and fold 9 side by side."""
-    from matplotlib.figure import Figure
-
-    names = [row["name"] for row in told["rows"] if row["run"]]
-    figure = Figure(figsize=(7, 1.2 + 0.42 * len(names)), layout="constrained")
-    axes = figure.subplots()
-    for shift, (part, color) in zip((-0.12, 0.12), (("held_out", "#1f5fa8"), ("reported", "#c0562f")), strict=True):
-        entries = [told["parts"][part]["rows"][name] for name in names]
-        at = [i + shift for i in range(len(names))]
-        value = [e["macro_auroc"] for e in entries]
-        error = [[v - e["interval"][0] for v, e in zip(value, entries, strict=True)]]
-        error.append([e["interval"][1] - v for v, e in zip(value, entries, strict=True)])
-        label = "folds " + " and ".join(map(str, told["parts"][part]["folds"])) if part == "held_out" else "fold 9"
-        axes.errorbar(value, at, xerr=error, fmt="o", ms=4, lw=1.2, capsize=2, color=color, label=label)
-        for place, e in zip(at, entries, strict=True):
-            axes.plot(e["seeds"], [place] * len(e["seeds"]), "|", ms=7, color=color, alpha=0.6)
-    axes.set_yticks(range(len(names)), names)
-    axes.invert_yaxis()
-    axes.set_xlabel("macro AUROC, 95 % interval over patients; strokes are seeds")
-    axes.grid(axis="x", alpha=0.3)
-    axes.legend(loc="lower left", frameon=False)
-    figure.savefig(path, dpi=150)

@@ -103,7 +103,7 @@ class TrainConfig:
     train_share: float = 1.0
     """Share of the patients of the training folds, drawn by seed, a smaller one within a larger: points of a learning curve."""
     leave_source: str = ""
-    """A folder of the data set whose records do not train, to see how a model does on data from elsewhere."""
+    """Folders of the data set, by commas, whose records do not train, to see how a model does on data from elsewhere."""
     calibration_folds: tuple[int, ...] = (CALIBRATION_FOLD,)
     """Folds that calibration and thresholds are fitted on, disjoint from the training folds; empty: by cross-validation."""
     seed: int = 1
@@ -174,6 +174,11 @@ class TrainConfig:
     def needs_captions(self) -> bool:
         """Whether the objective compares with captions, which a record without a label has not."""
         return self.objective in CAPTIONS
+
+    @property
+    def left_sources(self) -> tuple[str, ...]:
+        """The folders of `leave_source`."""
+        return tuple(name.strip() for name in self.leave_source.split(",") if name.strip())
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as in TOML or JSON."""

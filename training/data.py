@@ -139,16 +139,22 @@ class DataSet:
         kept = set(drawn[: max(1, round(share * len(drawn)))])
         return self._only(np.array([row["patient"] in kept for row in self.index]))
 
+    @property
+    def folders(self) -> NDArray[np.str_]:
+        """(N,) the folder that each record was prepared from."""
+        return np.array([row["source"].split("/")[0] for row in self.index])
+
     def for_training(self, config: TrainConfig) -> DataSet:
         """What a run of this config is fitted on. Raises DataError where `leave_source` names no folder of these records."""
         out = self
-        if name := config.leave_source:
-            there = np.array([row["source"].split("/")[0] for row in self.index])
-            if name not in there or (there == name).all():
+        if left := set(config.left_sources):
+            there = set(self.folders.tolist())
+            if not left < there:
                 raise DataError(
-                    f"leave_source = {name}: one of several folders is needed, there is {', '.join(sorted(set(there)))}"
+                    f"leave_source = {config.leave_source}: some of several folders are needed, there is "
+                    f"{', '.join(sorted(there))}"
                 )
-            out = self._only(there != name)
+            out = self._only(~np.isin(self.folders, sorted(left)))
         return out.of_patients(config.train_share, config.seed)
 
     def _only(self, keep: NDArray[np.bool_]) -> DataSet:
