@@ -99,7 +99,7 @@ def agreement(
             continue
         good = [(hop, window) for hop, window in cut if window.reason is None]
         unscored += len(cut) - len(good)
-        if not cut or not good:
+        if not good:
             reason = "shorter than 20 s" if not cut else f"no window can be scored: {cut[0][1].reason}"
             skipped.append({"record": name, "reason": reason})
             continue

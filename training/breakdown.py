@@ -13,6 +13,7 @@ from encoders.signal import FS
 from training.bootstrap import interval, macro
 from training.metrics import aurocs, enough
 from training.published import NOISY
+from training.targets import cases_of
 
 __all__ = ["TASKS", "Task", "false_positives", "subgroups", "task_metrics"]
 
@@ -65,7 +66,7 @@ def subgroups(
 def _part(
     scores: Floats, y: Bools, known: Bools, index: Sequence[Row], ids: Sequence[str], weights: Weights, rows: Bools
 ) -> dict[str, Any]:
-    use = enough(y[rows], known[rows])
+    use = enough(y[rows], known[rows], cases_of(index)[rows])
     here = aurocs(scores[rows][:, use], y[rows][:, use], known[rows][:, use], weights[:, rows])
     everywhere = aurocs(scores[:, use], y[:, use], known[:, use], weights[:1])
     patients = np.array([row["patient"] for row in index])
@@ -156,7 +157,7 @@ def task_metrics(
         column = [place[task.label]]
         positive = inside & (y & known)[:, column[0]]
         counted = (positive | negative)[:, None]
-        if not enough(positive[:, None], counted).all():
+        if not enough(positive[:, None], counted, cases_of(index)).all():
             continue
         values = aurocs(scores[:, column], positive[:, None], counted, weights)[:, 0]
         out[task.name] = {"positives": int(positive.sum()), "negatives": int((negative & ~positive).sum())}

@@ -21,7 +21,7 @@ from training.metrics import PREVALENCES, aurocs, decisions, label_metrics, pred
 from training.ptbxl_groups import group_metrics, missing
 from training.relations import RHYTHMS
 from training.reliability import reliability
-from training.targets import assessable_from
+from training.targets import assessable_from, cases_of
 from training.trainee import Trainee
 from training.vocabulary import Statement
 
@@ -113,16 +113,16 @@ def predict(score: Scorer, data: DataSet, lead_set: str = "12", advance: Callabl
 
 def judge(p: Predictions, evidence: Evidence, weights: Weights) -> tuple[dict[str, Any], dict[str, Weights]]:
     """Everything that is told of one set of predictions, and the resampled values by metric of `label_metrics`."""
-    known, odds = p.known & evidence.candidates, evidence.log_odds(p.logits)
-    labels, values = label_metrics(odds, p.y, known, p.ids, evidence.candidates, weights)
+    known, odds, cases = p.known & evidence.candidates, evidence.log_odds(p.logits), cases_of(p.index)
+    labels, values = label_metrics(odds, p.y, known, p.ids, evidence.candidates, weights, cases)
     out: dict[str, Any] = {**summary(labels, values)}
-    out["groups"] = group_metrics(odds, p.y, known, p.labels, evidence.candidates, weights)
+    out["groups"] = group_metrics(odds, p.y, known, p.labels, evidence.candidates, weights, cases)
     out["codes_without_label"] = missing(p.labels)
     out["subgroups"] = subgroups(odds, p.y, known, p.index, p.ids, weights)
     out["tasks"] = task_metrics(odds, p.y, known, p.index, p.ids, weights)
     probabilities = evidence.probabilities(p.logits)
     if np.isfinite(probabilities).any():
-        out["calibration"] = reliability(probabilities, p.y, known, p.ids, weights)
+        out["calibration"] = reliability(probabilities, p.y, known, p.ids, weights, cases)
     if np.isfinite(evidence.thresholds).any():
         out["decisions"] = decisions(probabilities, evidence.thresholds, p.y, known)
         shown = assessable_from(np.array([row["mask"] for row in p.index]), p.labels)
@@ -170,7 +170,7 @@ def evaluate(
             full_odds = evidence.log_odds(p.logits)
             continue
         odds, known = evidence.log_odds(p.logits), p.known & evidence.candidates
-        labels, values = label_metrics(odds, p.y, known, p.ids, evidence.candidates, weights)
+        labels, values = label_metrics(odds, p.y, known, p.ids, evidence.candidates, weights, cases_of(p.index))
         entry: dict[str, Any] = {**summary(labels, values), "per_label": labels}
         if len(full_odds):
             columns = [p.ids.index(k) for k in labels]

@@ -105,3 +105,12 @@ def test_a_class_is_true_when_one_of_its_labels_is_and_as_likely_as_the_likelies
     assert out["form"] == {"labels": 0, "macro_auroc": None, "macro_auroc_interval": None}
     alone = group_metrics(odds, y, known, labels, np.array([True, False, True]), np.ones((2, 60)))
     assert alone["super"] == {"labels": 1, "macro_auroc": 1.0, "macro_auroc_interval": [1.0, 1.0]}
+
+
+def test_windows_of_one_recording_are_one_case_of_a_part() -> None:
+    y = np.tile([[True], [False]], (20, 1))
+    index = rows(40, sex=["F"] * 40, window=list(range(40)), patient=[f"p{i // 4}" for i in range(40)])  # 10 patients
+    out = subgroups(np.where(y, 1.0, 0.0), y, np.ones_like(y), index, ["A"], np.ones((2, 40)))
+    assert out["sex"]["F"]["labels"] == 1
+    fewer = [{**row, "patient": "p0" if row["patient"] == "p1" else row["patient"]} for row in index]  # 9
+    assert subgroups(np.where(y, 1.0, 0.0), y, np.ones_like(y), fewer, ["A"], np.ones((2, 40)))["sex"]["F"]["labels"] == 0
