@@ -91,7 +91,7 @@ def test_a_folder_that_is_left_out_does_not_train(data: DataSet) -> None:
     left = data.for_training(TrainConfig(leave_source="challenge"))
     assert {row["source"] for row in left.index} == {"ptbxl"} < {row["source"] for row in data.index}
     assert len(left.for_training(TrainConfig(train_share=0.5))) < len(left)
-    with pytest.raises(DataError, match=r"leave_source = nowhere: some of several folders are needed, there is challenge, ptbxl"):
+    with pytest.raises(DataError, match=r"leave_source = nowhere: some of several .* there is challenge, ptbxl"):
         data.for_training(TrainConfig(leave_source="nowhere"))
     with pytest.raises(DataError, match="leave_source = ptbxl, challenge"):
         data.for_training(TrainConfig(leave_source="ptbxl, challenge"))
