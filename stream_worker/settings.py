@@ -44,8 +44,8 @@ class Settings(BaseSettings):
     batch_size: int = Field(32, ge=1, le=2048, description="windows a batch")
     batch_deadline_ms: int = Field(100, ge=1, le=10_000, description="the longest a window waits for its batch")
     queue_windows: int = Field(512, ge=1, description="closed windows that may wait before reading pauses")
-    delivery: Literal["at_least_once", "exactly_once"] = Field(
-        "at_least_once", description="exactly_once: findings and commit in one transaction, seen at the next commit"
+    delivery: Literal["exactly_once", "at_least_once"] = Field(
+        "exactly_once", description="exactly_once: findings and commit in one transaction, seen at the next commit"
     )
     commit_interval_ms: int = Field(500, ge=50, le=60_000)
     top: int = Field(5, ge=1, description="labels a finding lists besides those above threshold")
