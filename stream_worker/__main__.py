@@ -185,6 +185,47 @@ def check(kafka: Kafka = None, redis: Redis = None, artifact: ArtifactDir = None
     operate.check(kafka, redis, artifact, json)
 
 
+@app.command(short_help="Is every window published, once and as it was? Reads Kafka.")
+def audit(
+    since: Annotated[
+        str | None,
+        typer.Option(
+            "--since", metavar="TIME", help="Judge chunks from here on: 2h, 30m (ago) or an ISO time; default: all held."
+        ),
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option("--until", metavar="TIME", help="Judge chunks before this; default: the end.")
+    ] = None,
+    partition: Annotated[list[int] | None, typer.Option("--partition", min=0, help="Only this one. Repeatable.")] = None,
+    offsets: Annotated[
+        str | None, typer.Option("--offsets", metavar="FIRST:END", help="Instead of times: chunk offsets of one --partition.")
+    ] = None,
+    delivery: Annotated[
+        str | None,
+        typer.Option(help="What was promised: exactly_once, or at_least_once, which forgives repeats [env ECG_DELIVERY]."),
+    ] = None,
+    hop_ms: Hop = None,
+    kafka: Kafka = None,
+    group: Group = None,
+    json: Json = False,
+) -> None:
+    """Is every window published, once and as it was? Recomputes from the chunks which findings and dead letters must exist.
+
+    Found are: missing, doubled, differing and unexpected findings, missing, doubled and unexpected dead letters, offsets
+    committed too early, and runs split over two partitions. It reads committed records only, joins no group, writes nothing,
+    and may run beside the worker: what the group has not processed yet is pending, not missing.
+
+    --since reads 11 minutes more, to know which runs were open. Leave the worker's own first minute out where it began at
+    latest, and audit a stretch with one --hop-ms. Every hour: ecg-worker audit --since 2h --until 1h --json
+
+    Exit codes: 0 consistent, 1 inconsistent, 2 could not be checked (also: nothing in the range could be judged).
+    """
+    from stream_worker import audit_command
+
+    options = {"hop_ms": hop_ms, "kafka": kafka, "group": group, "delivery": delivery}
+    raise typer.Exit(audit_command.audit(since, until, offsets, partition or [], json, **options))
+
+
 @app.command(short_help="The alert stage: findings -> few, stable episodes.")
 def alerts(
     kafka: Kafka = None,
