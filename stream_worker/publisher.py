@@ -139,12 +139,11 @@ class Transactor(Publisher):
         self._turn = asyncio.Lock()
 
     async def _hand_on(self, batch: list[Scored]) -> None:
-        while sum(len(work.events) for held in self._gathered.values() for work, _ in held) >= self._settings.queue_windows:
-            self.beat = self._clock()  # a slow sink is no standstill of ours
-            await asyncio.sleep(0.01)
         for work, findings in batch:
             if work.part.owned:
                 self._gathered.setdefault(work.part, []).append((work, findings))
+        if sum(len(work.events) for held in self._gathered.values() for work, _ in held) >= self._settings.queue_windows:
+            await self.settle(list(self._gathered))  # too much to wait for the next commit
 
     async def settle(self, parts: Sequence[Partition]) -> None:
         await self.commit([part for part in parts if part in self._gathered])

@@ -20,6 +20,7 @@ TARGETS: dict[str, tuple[str, float, str]] = {
     "replay_default_encoder": (">=", 0.50, "the same with the default encoder"),
     "worker_vs_getmany": (">=", 0.50, "whole worker through Kafka, null scorer: chunks/s over a bare getmany loop"),
     "worker_fast_vs_getmany": (">=", 0.50, "the same by the client of the extra fast, against the same loop"),
+    "exactly_once_vs_at_least_once": (">=", 0.85, "the default client: chunks/s delivered exactly once over at least once"),
     "worker_with_preprocessing_vs_getmany": ("", 0.0, "the same with preprocessing and quality, only the encoder null"),
     "training_vs_bare": (">=", 0.80, "training loop: records/s over bare forward and backward passes on synthetic batches"),
     "base_install_mb": ("<=", 320.0, "base install, MB"),
