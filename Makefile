@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 TOP := stream_worker encoders training tests deploy
 
-.PHONY: help .venv demo test check bench lock proto clean
+.PHONY: help .venv demo test check bench soak lock proto clean
 help:            ## this list
 	@grep -hE '^[a-z.]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ \t/'
 
@@ -37,6 +37,10 @@ check: .venv/.dev  ## style, types, import contracts
 
 bench: .venv/.dev  ## the figures, as ratios against a named reference in one run
 	$(BIN)/python -m tests.benchmarks
+
+MINUTES ?= 30
+soak: .venv/.dev  ## workers under mixed faults for MINUTES, then the audit; the last line is JSON
+	$(BIN)/python -m tests.soak --minutes $(MINUTES)
 
 lock: .venv/.uv  ## renew the hashed requirements
 	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header --quiet -o requirements/base.txt

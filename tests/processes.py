@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -77,11 +78,17 @@ class Worker:
     def __init__(self, world: World, args: tuple[str, ...]) -> None:
         port = _free_port()
         self.url = f"http://127.0.0.1:{port}"
+        self._written = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - a pipe that nobody reads would fill up
         self.process = subprocess.Popen(
             [*WORKER, "run", "--http-port", str(port), *args],
-            cwd=ROOT, env=world.env, stderr=subprocess.PIPE, text=True, start_new_session=True,
+            cwd=ROOT, env=world.env, stderr=self._written, text=True, start_new_session=True,
         )  # fmt: skip
-        self.log = ""
+
+    @property
+    def log(self) -> str:
+        """What it has written so far."""
+        self._written.seek(0)
+        return self._written.read()
 
     def get(self, path: str) -> tuple[int, str]:
         try:
@@ -115,12 +122,7 @@ class Worker:
         """Send `how` and wait; returns the exit code."""
         if self.process.poll() is None:
             self.process.send_signal(how)
-        try:
-            _, text = self.process.communicate(timeout=40)
-        except ValueError:  # already collected
-            text = ""
-        self.log += text or ""
-        return self.process.returncode
+        return self.process.wait(timeout=40)
 
 
 def _free_port() -> int:
