@@ -124,7 +124,7 @@ def _draw_rows(told: Mapping[str, Any], names: Sequence[str], axes: Axes) -> Non
     axes.invert_yaxis()
     axes.set_xlabel("macro AUROC, 95 % interval over patients; strokes are seeds")
     axes.grid(axis="x", alpha=0.3)
-    axes.legend(loc="lower left", frameon=False)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)  # above: rows fill the rest
 
 
 def _draw_curve(told: Mapping[str, Any], axes: Axes) -> None:
