@@ -27,6 +27,7 @@ def compare(
     epochs: Annotated[int | None, typer.Option(help="Instead of 40, for a quick trial in its own --out.")] = None,
     gpu: Annotated[bool, typer.Option(help="Run also the rows that are too slow without a GPU.")] = False,
     threads: Annotated[int, typer.Option(help="CPU cores; 0 means all.")] = 0,
+    table: Annotated[bool, typer.Option("--table", help="Train nothing: the table of what has been run.")] = False,
 ) -> None:
     """Train each recipe of configs/compare.toml on folds 1 to 6, judge all on the same records of folds 7 and 8, and of fold 9.
 
@@ -51,8 +52,9 @@ def compare(
         labels = select(read_vocabulary(), base.labels)
         bank = TextBank.load(text)
         train = DataSet(data, labels, work.TRAINED)
-        wanted = _wanted(rows, only, gpu, set(train.folders.tolist()))
-        order = [(row, seed) for seed in range(1, 1 + max(r.seeds for r in wanted)) for row in wanted if seed <= row.seeds]
+        wanted = [] if table else _wanted(rows, only, gpu, set(train.folders.tolist()))
+        most = max((row.seeds for row in wanted), default=0)
+        order = [(row, seed) for seed in range(1, 1 + most) for row in wanted if seed <= row.seeds]
         planned = [row.config(base, seed, epochs) for row, seed in order if not work.is_finished(out, row, seed)]
         steps = sum(c.epochs * (len(train.for_training(c)) // c.batch) for c in planned)
         with progress("comparing", steps) as advance:
