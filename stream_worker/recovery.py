@@ -119,6 +119,6 @@ def _windower(partition: int, rules: Rules, latest: Iterable[_Latest]) -> Window
             memory[found.key] = Remembered(found.next, found.last_ms, track)
             continue
         run = Run(found.key, found.layout, rules, first_at_or_after(found.next, rules.hop_ms * found.layout.fs_mhz), track)
-        run.last_ms, run.last_offset = found.last_ms, found.last_offset
+        run.last_ms, run.last_offset, run.seen = found.last_ms, found.last_offset, found.last_offset
         runs.append(run)
     return Windower(partition, rules, runs, memory)

@@ -45,7 +45,7 @@ class Run:
 
     __slots__ = (
         *("ahead", "base", "between", "cap", "end", "final", "frontier", "given", "grid", "high", "key", "last_ms"),
-        *("last_offset", "layout", "page", "spans", "step", "track"),
+        *("last_offset", "layout", "page", "seen", "spans", "step", "track"),
     )
 
     def __init__(self, key: RunKey, layout: Layout, rules: Rules, grid: int, track: Track | None = None) -> None:
@@ -63,6 +63,7 @@ class Run:
         self.high = self.frontier  # one past the highest accepted sample
         self.final: int | None = None  # one past the last sample of the session, once the device has said so
         self.last_ms = self.last_offset = 0  # of the last accepted chunk, in the log
+        self.seen = -1  # of a recovered run: the last offset that its latest finding knew
         self.track = track or Track(self.frontier, quantum=layout.samples(1000))
 
     def start(self, n: int) -> int:
@@ -98,6 +99,11 @@ class Run:
             self.page, self.given = None, False
         for at, samples in kept:
             self.write(at, samples)
+
+    def jumps(self, first: int, offset: int, most: int) -> bool:
+        """Whether a chunk lies more than `most` samples ahead. One that is read again is judged as when it was read first: what
+        the run then accepted lay less than window + grace beyond where its frontier is now."""
+        return first - self.high > most or (offset <= self.seen and first - self.frontier >= self.cap)
 
     def write(self, first: int, samples: NDArray[np.int16]) -> None:
         """Put (C, n) samples into the page, or ahead of it; the caller has seen to it that they fit."""

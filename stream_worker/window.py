@@ -146,7 +146,7 @@ class Windower:
         if end <= run.frontier:
             events.append(Rejected(offset, "late"))
             return False
-        if first - run.high > run.layout.samples(self.rules.jump_ms):
+        if run.jumps(first, offset, run.layout.samples(self.rules.jump_ms)):
             events.append(Rejected(offset, "index_jump"))
             return False
         if run.frontier - first > run.between:

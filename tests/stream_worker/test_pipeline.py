@@ -219,6 +219,28 @@ async def test_a_late_write_of_a_former_owner_moves_no_frontier_back() -> None:
     assert [(b["kind"], b["first_sample"]) for b in bodies] == [("scored", s) for s in (0, 5000, 0, 10_000)]
 
 
+async def test_a_jump_refused_once_is_refused_when_it_is_read_again() -> None:
+    """Stream a holds the commit below a chunk of b that lay 64.8 s ahead, and after the restart lies 59.8 s ahead."""
+    log = MemoryLog(TOPICS)
+
+    def put(stream: str, at: int, ts: int, n: int = 500) -> None:
+        log.append_to("ecg.chunks", 0, *message(L, at, X[:, :n], stream), timestamp_ms=ts)
+
+    put("b", 0, 1000, 2500)
+    put("a", 0, 1000)
+    put("b", 34_900, 1001)
+    for at in range(2500, 6000, 500):
+        put("b", at, 1000 + at)
+    async with running(pipeline(log)):
+        await until(lambda: len(published(log)) == 1)
+    for at in range(6000, 20_000, 500):
+        put("b", at, 1000 + at)
+    async with running(pipeline(log)):
+        await until(lambda: len(published(log)) == 4)
+    assert [x["first_sample"] for x in published(log)] == [0, 5000, 10_000, 15_000]
+    assert [x["reason"] for x in published(log, "ecg.dead-letters")] == ["index_jump"]
+
+
 @pytest.mark.parametrize("spoil", [{"input": None}, {"next": "x"}, {"session_start_ns": "abc"}, {"layout": {}}, {"layout": 3}])
 async def test_what_is_no_finding_in_the_findings_topic_stops_nobody(spoil: dict[str, Any]) -> None:
     log = MemoryLog({name: 1 for name in TOPICS})
