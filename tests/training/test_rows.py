@@ -112,9 +112,7 @@ def test_rows_of_other_sentences_are_refused_by_name(raw: np.ndarray) -> None:
     rows = BankRows(whiten(raw, 16, 0.3), 16, True, "identity", whitening(raw, 16, 0.3))
     other = raw.copy()
     other[[3, 4]] = raw[[4, 3]]
-    with pytest.raises(
-        RowsError, match=r"^L[34]: cosine -?0\.\d+ between its row and what its sentence gives, 0\.9999 "
-    ):
+    with pytest.raises(RowsError, match=r"^L[34]: cosine -?0\.\d+ between its row and what its sentence gives, 0\.9999 "):
         rows.made(other, ids)
     flipped = whitening(raw, 16, 0.3)
     flipped.basis[:, 0] *= -1  # as another library may choose the sign of a direction
