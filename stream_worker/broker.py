@@ -80,6 +80,7 @@ class KafkaBroker:
         self._assigned: frozenset[int] = frozenset()
         self._next: dict[int, int] = {}
         self._paused: set[int] = set()
+        self._moved: set[int] = set()  # sought or taken away since the poll under way began
         self._failure: BaseException | None = None
         self._polling: asyncio.Task[dict[TopicPartition, list[Any]]] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -164,6 +165,7 @@ class KafkaBroker:
         self._raise_remembered()
         consumer = self._reader()
         if self._polling is None:
+            self._moved.clear()
             self._polling = asyncio.create_task(consumer.getmany(timeout_ms=timeout_ms, max_records=max_records))
         done, _ = await asyncio.wait({self._polling}, timeout=timeout_ms / 1000 + 0.01)
         self._raise_remembered()
@@ -180,8 +182,18 @@ class KafkaBroker:
                 raise refusal(error, self._bootstrap) from error
             await asyncio.sleep(min(timeout_ms / 1000, _RETRY_S))
             return {}
-        self._next.update((tp.partition, records[-1].offset + 1) for tp, records in found.items())
-        return {tp.partition: [_record(record) for record in records] for tp, records in found.items()}
+        valid = {tp.partition: records for tp, records in found.items() if self._follows(tp, records[0].offset)}
+        self._next.update((partition, records[-1].offset + 1) for partition, records in valid.items())
+        return {partition: [_record(record) for record in records] for partition, records in valid.items()}
+
+    def _follows(self, tp: TopicPartition, offset: int) -> bool:
+        """Whether records from `offset` on are what comes next, and not what a poll had in its hands when a seek came."""
+        if tp.partition not in self._moved:
+            return True
+        wanted = self._next.get(tp.partition)
+        if wanted is not None and wanted != offset:
+            self._reader().seek(tp, wanted)
+        return wanted == offset
 
     async def _raise_lost(self, error: OffsetOutOfRangeError) -> None:
         """Raise OffsetLost for the partition in `error`, unless it was taken away or sought elsewhere in the meantime."""
@@ -203,6 +215,7 @@ class KafkaBroker:
 
     def seek(self, partition: int, offset: int) -> None:
         for tp in self._held({partition}):
+            self._moved.add(partition)
             self._next[partition] = offset
             self._reader().seek(tp, offset)
             if partition not in self._paused:
@@ -366,6 +379,7 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
             await self._guard(self._revoked, broker._assigned)
         if broker._writer is not None:
             broker._writer.let_go(broker._assigned)
+        broker._moved |= broker._assigned
         broker._assigned = frozenset()
         broker._next.clear()
         broker._paused.clear()

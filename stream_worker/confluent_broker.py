@@ -154,12 +154,13 @@ class ConfluentBroker:
             if self._assigned:
                 await self._guard(1, self._assigned)
         finally:
-            await self._let_go(self._assigned)
-            self._moved |= self._assigned
+            gone = self._assigned
+            self._moved |= gone
             for forgotten in (self._next, self._paused, self._strayed):
                 forgotten.clear()
             self._assigned, self._void, self._aim = frozenset(), False, False
             self._epoch += 1
+            await asyncio.gather(*(self._let_go([partition]) for partition in gone))
 
     async def _on_given(self, partitions: frozenset[int]) -> None:
         self._assigned = partitions
@@ -300,18 +301,20 @@ class ConfluentBroker:
         try:
             self._transactions[partition] = await starting
         except KafkaException as error:
-            raise refusal(error.args[0], self._bootstrap) from error
+            if error.args[0].code() in REFUSED:
+                raise refusal(error.args[0], self._bootstrap) from error
+            raise BrokerUnavailable(f"fencing {name} at {self._bootstrap}: {error.args[0].str()}") from error
 
     async def transact(
         self, partition: int, messages: Sequence[Outgoing], position: Callable[[Sequence[int]], Position]
     ) -> None:
-        for topic, number in dict.fromkeys(message[:2] for message in messages):
-            await self._topics.check(topic, self._request_timeout_s, number)
         transaction = self._transactions.get(partition)
         if transaction is None:
             raise Fenced(partition, "not fenced")
         thread = f"transact-{partition}"
         try:
+            for topic, number in dict.fromkeys(message[:2] for message in messages):
+                await self._topics.check(topic, self._request_timeout_s, number)
             at = position(await self._in(thread, transaction.begin, messages))
             offsets = [TopicPartition(self._chunks, partition, at.offset, at.metadata)]
             await self._in(thread, transaction.commit, offsets, self._started().member())

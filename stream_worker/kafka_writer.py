@@ -93,8 +93,10 @@ class KafkaWriter:
         try:
             async with self._limited(self._request_timeout_s, f"fencing {named}"):
                 self._transactional[chunk.partition] = await self._start(transactional_id=named)
-        except KafkaError as error:
+        except _REFUSED as error:
             raise refusal(error, self._bootstrap) from error
+        except KafkaError as error:  # a broken connection, or two that fence at once, are not called retriable
+            raise BrokerUnavailable(f"fencing {named} at {self._bootstrap}: {error!r}") from error
 
     async def transact(
         self, group: str, chunk: TopicPartition, messages: Sequence[Outgoing], position: Callable[[Sequence[int]], Position]
@@ -115,6 +117,9 @@ class KafkaWriter:
         except (KafkaError, BrokerUnavailable, AssertionError) as error:  # the last: of a client whose own task has died
             self.let_go([chunk.partition])
             raise Fenced(chunk.partition, repr(error)) from error
+        except BaseException:  # given up in its middle: it cannot go on
+            self.let_go([chunk.partition])
+            raise
 
     async def _sent(self, producer: AIOKafkaProducer, messages: Sequence[Outgoing]) -> list[int]:
         """One batch a partition, or several where one gets too large -> the offset of each message."""

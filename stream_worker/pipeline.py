@@ -41,6 +41,7 @@ SLICE = 64  # records cut at a stretch; between two stretches the event loop rea
 IDLE_AT_END_S = 35.0  # longer than the idle time of the log plus its clock's jitter
 PATIENCE_S = 0.5  # waited for the scorer before partitions are paused
 AWAKE_S = 2.0  # the reading stage turns at least this often unless the process is held up
+REVOKE_S = 15.0  # for the last commit of what is taken away: far below the time after which the group takes us for dead
 FIRST_DELAY_S, LAST_DELAY_S = 0.2, 5.0  # between two attempts to recover a partition
 STALLED_S = 60.0  # a stage without a beat for this long is not alive
 
@@ -132,14 +133,14 @@ class Pipeline:
         log.info("stopped", drained=dry, findings=self.publisher.published)
 
     async def _dry(self, parts: Sequence[Partition], deadline: Deadline, stages: Sequence[asyncio.Task[None]] = ()) -> bool:
-        while any(part.in_flight for part in parts) and deadline.left() > 0:
+        while any(part.owned and part.in_flight for part in parts) and deadline.left() > 0:
             for stage in stages[1:]:
                 if stage.done():
                     stage.result()
             await asyncio.sleep(0.01)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.publisher.settle(parts), timeout=deadline.left())
-        return not any(part.in_flight for part in parts)
+        return not any(part.owned and part.in_flight for part in parts)
 
     def live(self) -> list[str]:
         """Why this process should be restarted."""
@@ -178,7 +179,7 @@ class Pipeline:
         if self.parts.get(part.number) is part and not part.leaving:
             again = self.parts[part.number] = Partition(part.number)
             again.voids = part.voids + 1
-            self._begin_recovery(again, min(FIRST_DELAY_S * 2**part.voids, LAST_DELAY_S))
+            self._begin_recovery(again, min(FIRST_DELAY_S * 2 ** min(part.voids, 10), LAST_DELAY_S))
 
     def _begin_recovery(self, part: Partition, after_s: float = 0.0) -> None:
         part.ready = False
@@ -215,13 +216,18 @@ class Pipeline:
         parts = [self.parts[n] for n in numbers if n in self.parts]
         for part in parts:
             part.ready, part.leaving = False, True
-        dry = await self._dry(parts, Deadline(min(5.0, self.settings.drain_s)))
-        await self.publisher.commit(parts)
-        for part in parts:
-            part.owned = False
-            self.parts.pop(part.number, None)
-            with contextlib.suppress(KeyError):
-                self.metrics.lag.remove(str(part.number))
+        dry = False
+        try:
+            dry = await self._dry(parts, Deadline(min(5.0, self.settings.drain_s)))
+            await asyncio.wait_for(self.publisher.commit(parts), timeout=REVOKE_S)
+        except TimeoutError:
+            log.warning("the last commit of revoked partitions did not come through", partitions=sorted(numbers))
+        finally:
+            for part in parts:
+                part.owned = False
+                self.parts.pop(part.number, None)
+                with contextlib.suppress(KeyError):
+                    self.metrics.lag.remove(str(part.number))
         log.info("partitions revoked", partitions=sorted(numbers), drained=dry)
 
     def _report_lost(self, part: Partition, first: int, until: int) -> None:
@@ -242,8 +248,10 @@ class Pipeline:
             except OffsetLost as lost:
                 self._offset_lost(lost)
                 continue
+            # Whoever becomes ready while these are cut was sought elsewhere: what was fetched before is not for it.
+            ready = {number: part for number, part in self.parts.items() if part.ready}
             for number, records in polled.items():
-                part = self.parts.get(number)
+                part = ready.get(number)
                 for at in range(0, len(records), SLICE):
                     while self._waiting >= 2 * self.settings.queue_windows:  # one poll may hold far more windows than wait
                         self._beats["read"] = self._clock()
@@ -324,12 +332,15 @@ class Pipeline:
         part = self.parts.get(lost.partition)
         target = lost.earliest if lost.wanted < lost.earliest else lost.latest
         log.error("the log does not hold the next offset", partition=lost.partition, wanted=lost.wanted, goes_to=target)
-        if part is not None and part.ready and lost.wanted < lost.earliest:
+        self.broker.seek(lost.partition, target)  # or every poll would say it again
+        if part is None or not part.ready:
+            return
+        if lost.wanted < lost.earliest:
             self._report_lost(part, lost.wanted, lost.earliest)
-        if part is not None and lost.wanted > lost.latest:
-            self._begin_recovery(part) if self.settings.delivery == "at_least_once" else self._start_over(part)
+        elif self.settings.delivery == "exactly_once":
+            self._start_over(part)
         else:
-            self.broker.seek(lost.partition, target)
+            self._begin_recovery(part)
 
     # ---- score
 

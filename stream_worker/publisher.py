@@ -142,7 +142,8 @@ class Transactor(Publisher):
         for work, findings in batch:
             if work.part.owned:
                 self._gathered.setdefault(work.part, []).append((work, findings))
-        if sum(len(work.events) for held in self._gathered.values() for work, _ in held) >= self._settings.queue_windows:
+        waiting = sum(len(work.events) + len(work.letters) for held in self._gathered.values() for work, _ in held)
+        if waiting >= self._settings.queue_windows:
             await self.settle(list(self._gathered))  # too much to wait for the next commit
 
     async def settle(self, parts: Sequence[Partition]) -> None:
@@ -152,7 +153,10 @@ class Transactor(Publisher):
         async with self._turn:
             mine = [part for part in parts if part.owned and part.windower is not None]
             moved = [part for part in mine if part.dirty or part in self._gathered]
-            await asyncio.gather(*map(self._transact, moved))
+            ended = await asyncio.gather(*map(self._transact, moved), return_exceptions=True)
+            for error in ended:
+                if error is not None:
+                    raise error
             self._gathered = {part: held for part, held in self._gathered.items() if part.owned}
 
     async def _transact(self, part: Partition) -> None:
@@ -169,6 +173,9 @@ class Transactor(Publisher):
             log.warning("a transaction is void, the partition is recovered again", partition=part.number, error=str(error))
             self.void(part)
             return
+        except BaseException:
+            part.owned = False  # its batch is gone: nothing may be committed beyond it
+            raise
         self._metrics.publish_seconds.observe(self._clock() - began)
         part.voids = 0
         self._tell(batch)

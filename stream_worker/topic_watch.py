@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from stream_worker.errors import BrokerUnavailable, ConfigError, WorkerError
@@ -13,6 +14,7 @@ __all__ = ["TopicWatch"]
 _log = logging.getLogger(__name__)
 _EVERY_S = 1.0
 _LIMIT_S = 3.0
+_DENIED_S, _AGAIN_S = 3.0, 0.3
 
 
 class TopicWatch:
@@ -40,10 +42,14 @@ class TopicWatch:
         self.connected = True
 
     async def check(self, topic: str, limit_s: float, partition: int = 0) -> None:
-        """Raises ConfigError where there is no such topic or partition."""
-        if topic not in self._counts:
-            self._counts[topic] = 0
+        """Raises ConfigError where there is no such topic or partition. A broker that has just started denies all of them for a
+        moment, so it is asked for a while."""
+        end = time.monotonic() + _DENIED_S
+        while not 0 <= partition < self._counts.setdefault(topic, 0):
             await self.learn(limit_s)
+            if time.monotonic() > end or 0 <= partition < self._counts[topic]:
+                break
+            await asyncio.sleep(_AGAIN_S)
         if not self._counts[topic]:
             raise ConfigError(f"topic {topic} does not exist at {self._bootstrap}: ecg-worker topics --apply")
         if not 0 <= partition < self._counts[topic]:

@@ -66,7 +66,7 @@ def soak(minutes: float, workers: int, streams: int, partitions: int, client: st
         "windows": sum(part["windows"] for part in parts), "refused": sum(part["refused"] for part in parts),
         "faults": sum(faults.values()), "kinds": dict(faults), "lost": counts["missing"] + counts["missing_letters"],
         "doubled": counts["doubled"] + counts["doubled_letters"], "differing": counts["differing"], "audit": counts,
-        "consistent": report["consistent"], "pending": report["pending"], "died": crew.died,
+        "consistent": report["consistent"], "pending": report["pending"], "died": crew.died, "gave_up": crew.gave_up,
         "recover_s": {"median": round(statistics.median(recovered), 1), "most": round(max(recovered), 1)},
         "memory_growth": round(crew.growth, 3),
     }  # fmt: skip

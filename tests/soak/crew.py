@@ -12,6 +12,7 @@ import numpy as np
 
 from deploy.local import LocalServices
 from encoders.artifact import Artifact
+from stream_worker.errors import BrokerUnavailable
 from stream_worker.labels import publish_bank
 from tests.faults.proxy import Proxy
 from tests.processes import Worker, World
@@ -24,12 +25,14 @@ WARM_S = 30.0  # memory is compared with what it was after this long
 
 
 class Crew:
-    """`size` workers on one consumer group behind a proxy. `died`: workers that ended unasked, with the end of their log."""
+    """`size` workers on one consumer group behind a proxy. `died`: workers that ended unasked, with the end of their log; but
+    one that found no broker for a minute may say so and leave (`gave_up`)."""
 
     def __init__(self, services: LocalServices, proxy: Proxy, world: World, artifact: Artifact, size: int, seed: int) -> None:
         self.services, self.proxy, self.world, self.size = services, proxy, world, size
         self.workers: list[Worker] = []
         self.died: list[str] = []
+        self.gave_up = 0
         self.growth = 0.0  # of the resident memory of a worker since it was warm, the largest share
         self._bank = artifact.bank()
         self._rng = np.random.default_rng([seed, 23])
@@ -79,9 +82,12 @@ class Crew:
         self.hire()
 
     def _ended(self, worker: Worker, how: signal.Signals) -> None:
-        code = worker.stop(how)
-        if code not in (0, -signal.SIGKILL):
-            self.died.append(f"exit {code} at {how.name}: {worker.log[-1500:]}")
+        self._note(worker, worker.stop(how), (0, -signal.SIGKILL))
+
+    def _note(self, worker: Worker, code: int, good: tuple[int, ...]) -> None:
+        self.gave_up += code == BrokerUnavailable.exit_code
+        if code not in (*good, BrokerUnavailable.exit_code):
+            self.died.append(f"exit {code}: {worker.log[-1500:]}")
 
     def _asleep(self, seconds: float) -> None:
         worker = self._one()
@@ -137,7 +143,7 @@ class Crew:
         for worker in list(self.workers):
             code = worker.process.poll()
             if code is not None:
-                self.died.append(f"exit {code}: {worker.log[-1500:]}")
+                self._note(worker, code, ())
                 self.workers.remove(worker)
                 self.hire()
             elif time.monotonic() - self._began[worker] > WARM_S:
