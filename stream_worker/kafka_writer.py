@@ -50,6 +50,7 @@ class KafkaWriter:
         self._publish_timeout_s, self._request_timeout_s, self._spawn = publish_timeout_s, request_timeout_s, spawn
         self._producer: AIOKafkaProducer | None = None
         self._transactional: dict[int, AIOKafkaProducer] = {}
+        self._retired: set[AIOKafkaProducer] = set()  # being closed, by tasks that may themselves be ended
 
     async def ready(self) -> AIOKafkaProducer:
         """The idempotent producer, started."""
@@ -83,7 +84,7 @@ class KafkaWriter:
         except (BrokerUnavailable, KafkaError) as error:
             producer, self._producer = self._producer, None
             if producer is not None:
-                self._spawn(closed(producer.stop(), "producer", self._publish_timeout_s))
+                self._retire(producer)
             raise error if isinstance(error, BrokerUnavailable) else refusal(error, self._bootstrap) from error
 
     async def fence(self, group: str, chunk: TopicPartition) -> None:
@@ -165,12 +166,21 @@ class KafkaWriter:
         for partition in partitions:
             producer = self._transactional.pop(partition, None)
             if producer is not None:
-                self._spawn(closed(producer.stop(), "transactional producer", self._publish_timeout_s))
+                self._retire(producer)
+
+    def _retire(self, producer: AIOKafkaProducer) -> None:
+        self._retired.add(producer)
+        self._spawn(self._end(producer))
+
+    async def _end(self, producer: AIOKafkaProducer) -> None:
+        await closed(producer.stop(), "producer", self._publish_timeout_s)
+        self._retired.discard(producer)
 
     async def close(self) -> None:
         """All of them."""
-        producers = [*self._transactional.values(), *([self._producer] if self._producer else [])]
+        producers = [*self._transactional.values(), *([self._producer] if self._producer else []), *self._retired]
         self._transactional, self._producer = {}, None
+        self._retired.clear()
         await asyncio.gather(*(closed(producer.stop(), "producer") for producer in producers))
 
 

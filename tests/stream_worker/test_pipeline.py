@@ -378,7 +378,9 @@ async def test_an_outage_beyond_the_limit_ends_the_worker_with_a_clear_error() -
         await asyncio.wait_for(task, 20)
 
 
-async def test_a_slow_encoder_pauses_reading_and_bounds_what_waits() -> None:
+async def test_a_slow_encoder_pauses_reading_and_bounds_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stream_worker.pipeline.PATIENCE_S", 0.02)
+
     class Slow(ProjectionEncoder):
         def encode(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
             time.sleep(0.02)
