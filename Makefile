@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 TOP := stream_worker encoders training tests deploy
 
-.PHONY: help .venv demo test check bench soak lock proto clean
+.PHONY: help .venv demo test check bench soak fuzz lock proto clean
 help:            ## this list
 	@grep -hE '^[a-z.]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ \t/'
 
@@ -41,6 +41,13 @@ bench: .venv/.dev  ## the figures, as ratios against a named reference in one ru
 MINUTES ?= 30
 soak: .venv/.dev  ## workers under mixed faults for MINUTES, then the audit; the last line is JSON
 	$(BIN)/python -m tests.soak --minutes $(MINUTES)
+
+N ?= 400000
+SECONDS ?= 600
+fuzz: .venv/.dev  ## inputs that break a reader: N executions a target, SECONDS at most for each
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --target build/atheris --require-hashes -r requirements/fuzz.txt \
+		|| echo "no atheris for this machine: hypothesis alone"
+	PYTHONPATH=build/atheris $(BIN)/python -m tests.fuzz --runs $(N) --seconds $(SECONDS)
 
 lock: .venv/.uv  ## renew the hashed requirements
 	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header --quiet -o requirements/base.txt

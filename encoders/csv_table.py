@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ _SETTING = re.compile(r"^#\s*(fs|unit)\s*[=:]\s*(\S+)\s*(?:hz)?\s*$", re.IGNOREC
 _MILLISECONDS = re.compile(r"^(?:(?:elapsed[\s_]*)?time[\s_]*[(\[]?)?m(?:illi)?s(?:ec(?:onds?)?)?[)\]]?$", re.IGNORECASE)
 _SECONDS = re.compile(r"^(?:t|s|sec|seconds?|(?:elapsed[\s_]*)?time(?:[\s_]*[(\[]?(?:s|sec|seconds?)[)\]]?)?)$", re.IGNORECASE)
 _INDEX = re.compile(r"^(?:|n|samples?|index|sample[\s_#]*(?:number|index|no)?|unnamed: 0)$", re.IGNORECASE)
+_FAR = 1e12  # s, beyond any date since 1970
 _SNAP = 2e-4  # a rate this near to whole Hz is taken as whole: times are often rounded to milliseconds
 
 
@@ -70,7 +72,7 @@ def read_csv(path: Path) -> CsvTable:
 def looks_like_leads(path: Path) -> bool:
     """Whether the header row of a CSV file names an ECG lead (a bare number does not count) and the row below holds numbers."""
     with path.open(encoding="utf-8-sig", errors="replace") as file:
-        rows = (re.split(r"[,;\t]", text.strip()) for text in file if text.strip() and not text.startswith("#"))
+        rows = (re.split(r"[,;\t]", text.strip().replace('"', "")) for text in file if text.strip() and not text.startswith("#"))
         header, first = next(rows, []), next(rows, [])
     return any(_is_lead(name) for name in header) and len(first) > 0 and all(_is_number(cell) for cell in first)
 
@@ -133,12 +135,14 @@ def _float(text: str) -> float:
 
 def _rate(t: NDArray[np.float64]) -> float:
     """Hz from times in s (T,), which must step evenly: a missing row would shift everything after it."""
-    if len(t) < 2 or not np.isfinite(t).all() or t[-1] <= t[0]:
+    if len(t) < 2 or not (np.abs(t) < _FAR).all() or t[-1] <= t[0]:
         raise CsvError("the time column does not rise")
-    fs = (len(t) - 1) / (t[-1] - t[0])
+    fs = (len(t) - 1) / float(t[-1] - t[0])
+    if not math.isfinite(fs):
+        raise CsvError("the time column rises too little to tell a rate")
     if abs(fs - round(fs)) < _SNAP * fs:
         fs = float(round(fs))
     off = np.abs(t - t[0] - np.arange(len(t)) / fs).max()
     if off > 0.75 / fs or np.diff(t).max() > 1.7 / fs:
         raise CsvError("the time column does not step evenly: fill missing rows with empty cells")
-    return float(fs)
+    return fs

@@ -29,6 +29,7 @@ __all__ = ["Recording", "RecordingError", "find_recordings", "read_recording"]
 WFDB_PARTS = (".hea", ".dat", ".atr", ".mat")
 EDF_SUFFIXES = (".edf", ".bdf")
 DICOM_SUFFIX = ".dcm"
+LARGEST = 1e15  # counts, far beyond any recorder; a float holds them exactly
 COUNT_LIMIT = 32767  # the int16 minimum says ABSENT, so the range is symmetric
 CSV_REMEDY = "a CSV needs a header of lead names and '# fs=500' or a time column"
 PER_MV = {"mv": 1.0, "millivolt": 1.0, "uv": 1000.0, "microvolt": 1000.0, "v": 0.001, "volt": 0.001}  # of a unit in one mV
@@ -206,10 +207,9 @@ def _read_edf(path: Path, leads: Mapping[str, str]) -> Recording:
             signals = [(h, reader.readSignal(c, digital=True)) for c, h in enumerate(reader.getSignalHeaders())]
             start = reader.getStartdatetime()
             notes = [reader.getPatientAdditional(), reader.getRecordingAdditional()]
-    except OSError as error:
-        raise RecordingError(
-            path, f"pyedflib cannot read it ({error})", "check that it is a complete EDF(+C) or BDF file"
-        ) from error
+    except Exception as error:  # as with wfdb: a record of no duration, for one, makes it divide by zero
+        problem = f"pyedflib cannot read it ({type(error).__name__}: {error})"
+        raise RecordingError(path, problem, "check that it is a complete EDF(+C) or BDF file") from error
     channels = []
     for header, counts in signals:
         physical = float(header["physical_max"]) - float(header["physical_min"])
@@ -242,8 +242,10 @@ def _read_csv(path: Path, leads: Mapping[str, str]) -> Recording:
         raise RecordingError(path, str(error), CSV_REMEDY) from error
     per_mv = PER_MV.get(table.unit.lower(), 1.0)
     gain = 1000.0 / per_mv  # quantised at 1000 counts/mV whatever the unit
+    with np.errstate(over="ignore"):  # what overflows is refused with what was infinite before
+        counts = table.values * gain
     channels = [
-        _Channel(name, table.values[:, c] * gain, np.isnan(table.values[:, c]), table.fs, gain, 0.0, table.unit)
+        _Channel(name, counts[:, c], np.isnan(table.values[:, c]), table.fs, gain, 0.0, table.unit)
         for c, name in enumerate(table.names)
     ]
     return _assemble(path, path.stem, channels, leads, None, table.comments)
@@ -258,12 +260,16 @@ def _assemble(
     comments: tuple[str, ...],
 ) -> Recording:
     channels = list(channels)
+    if any(not np.isfinite(channel.fs) for channel in channels):
+        raise RecordingError(path, "its sampling rate is no finite number", "correct the rate in the file")
     chosen, skipped = _choose(path, channels, leads)
     unit = _unit(path, next(iter(chosen.values())))[0]
     columns = []
     for lead, channel in chosen.items():
         if channel.gain == 0 or not np.isfinite(channel.gain):
             raise RecordingError(path, f"channel {channel.name!r} has no gain", "write its counts per mV into the header")
+        if not (np.abs(channel.counts[~channel.absent]) <= LARGEST).all():
+            raise RecordingError(path, f"channel {channel.name!r} holds values that no ECG has", "leave such cells empty")
         columns.append(_narrow(channel, channel.gain * _unit(path, channel)[1]))
         if columns[-1][0].size == 0:
             raise RecordingError(path, f"lead {lead} holds no sample", "the recording is empty or cut off")

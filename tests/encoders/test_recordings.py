@@ -309,6 +309,10 @@ def test_csv_of_electrode_offsets_keeps_the_ecg(tmp_path: Path) -> None:
         ("# fs=500\nI,II\n1,x\n", "'x' is not a number"),
         ("time,I\n" + "".join(f"{0.002 * (k + (k > 5))},1\n" for k in range(20)), "step evenly"),
         ("time,I\n0.2,1\n0.1,1\n", "does not rise"),
+        ("time,I\n0,1\n1e-320,1\n", "rises too little"),
+        ("# fs=inf\nI\n1\n", "no finite number"),
+        ("# fs=500\nI\ninf\n1\n", "'I' holds values that no ECG has"),
+        ("# fs=500\nI\n1e308\n1\n", "'I' holds values that no ECG has"),
         ("# fs=500\n# unit=furlong\nI\n1\n", "known units"),
         ("# fs=500\nfoo,bar\n1,2\n", "no channel is a known"),
         ("# fs=5\nI\n1\n", "outside 50"),
@@ -325,7 +329,7 @@ def test_find_recordings(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     write_wfdb(tmp_path / "sub", "a", wave(10, 1), ["II"])
     write_edf(tmp_path / "z.EDF", [("II", wave(250, 1)[:, 0], {})])
-    (tmp_path / "c.csv").write_text("time,II\n0,1\n")
+    (tmp_path / "c.csv").write_text('"time","II"\n0,1\n')
     (tmp_path / "table.csv").write_text("ecg_id,age,0\n1,2,3\n")
     (tmp_path / "reference.csv").write_text("A00009,AF\nA00015,AF\n")  # a rhythm, not the lead aVF
     assert find_recordings(tmp_path) == [tmp_path / "b", tmp_path / "c.csv", tmp_path / "sub" / "a", tmp_path / "z.EDF"]

@@ -1,0 +1,100 @@
+"""The network between the worker and its services is cut, stalled and broken in the middle of messages."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from deploy.local import LocalServices
+from encoders.artifact import Artifact
+from stream_worker.labels import publish_bank
+from stream_worker.settings import load_settings
+from stream_worker.simulator import fleet
+from tests.faults.proxy import Proxy
+from tests.faults.test_worker_faults import expected_ids, send
+from tests.processes import World
+
+Services = tuple[LocalServices, Proxy, Proxy]
+
+
+@pytest.fixture(scope="module")
+def wired() -> Iterator[Services]:
+    """Services, and a proxy before Kafka and one before Redis, all whole."""
+    with Proxy() as kafka, LocalServices(kafka_proxy=kafka.address) as services, Proxy() as redis:
+        kafka.target = services.kafka_behind_proxy
+        redis.target = services.redis.removeprefix("redis://").removesuffix("/0")
+        yield services, kafka, redis
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Artifact:
+    return Artifact.load(load_settings().artifact_dir())
+
+
+def behind(world: World, proxy: Proxy) -> World:
+    """The same topics and group, for a worker whose way to Kafka is the proxy."""
+    through = World(proxy.address)
+    through.env = {**world.env, "ECG_KAFKA": proxy.address}
+    return through
+
+
+@pytest.mark.parametrize("client", ["aiokafka", "confluent"])
+def test_a_cut_of_five_seconds_and_broken_messages_lose_nothing(wired: Services, shipped: Artifact, client: str) -> None:
+    """Chunks go on arriving at Kafka all the time; only the worker is cut off."""
+    services, proxy, _ = wired
+    messages = [(key, value) for key, value, _ in fleet(4, 60, drop=0.01, duplicate=0.02, reorder=0.02, seed=21)]
+    expected = expected_ids(messages, shipped, partitions=2)
+    world = World(services.kafka, ECG_CLIENT=client)
+    world.command("topics", "--apply", "--partitions", "2")
+    with behind(world, proxy).worker() as worker:
+        worker.wait_ready()
+        assert proxy.connections > 0  # it is the proxy it speaks through
+        sending = threading.Thread(target=send, args=(world, messages, 0.35))
+        sending.start()
+        try:
+            worker.until(lambda: worker.metric("ecg_chunks_total") > 20)
+            proxy.truncate(1000)  # an answer ends in its middle
+            worker.until(lambda: proxy.truncated == 1)
+            proxy.truncate(100, towards="server")  # and then a request
+            worker.until(lambda: proxy.truncated == 2)
+            proxy.cut()
+            time.sleep(5)
+            assert worker.get("/livez")[0] == 200  # a lost network is no reason to restart
+        finally:
+            proxy.heal()
+            sending.join()
+        worker.until(lambda: {x["id"] for x in world.findings(quiet_s=1.0)} >= expected, 90)
+        assert worker.stop() == 0
+    assert {x["id"] for x in world.findings()} == expected  # none lost; what is doubled has the same id
+
+
+def test_redis_cut_or_silent_freezes_the_labels_and_findings_go_on(wired: Services, shipped: Artifact) -> None:
+    services, _, proxy = wired
+    messages = [(key, value) for key, value, _ in fleet(2, 60, seed=7, last=False)]
+    third, bank = len(messages) // 3, shipped.bank()
+    asyncio.run(publish_bank(services.redis, bank))
+    world = World(services.kafka, f"redis://{proxy.address}/0")
+    world.command("topics", "--apply", "--partitions", "1")
+    with world.worker() as worker:
+        worker.wait_ready()
+        for part, fault in enumerate((proxy.cut, proxy.stall)):
+            worker.until(lambda: worker.metric("ecg_redis_up") == 1)
+            fault()
+            worker.until(lambda: worker.metric("ecg_redis_up") == 0, 30)
+            send(world, messages[third * part : third * (part + 1)])
+            worker.until(lambda least=2 * (part + 1): worker.metric('ecg_windows_total{outcome="scored"}') >= least)  # type: ignore[misc]
+            assert worker.get("/readyz")[0] == 200
+            proxy.heal()
+        worker.until(lambda: worker.metric("ecg_redis_up") == 1, 30)
+        send(world, messages[2 * third :])
+        worker.until(lambda: worker.metric('ecg_windows_total{outcome="scored"}') >= 10)
+        assert worker.stop() == 0
+    assert {x["bank"] for x in world.findings()} == {bank.digest}
+    lost = [line for line in worker.log.splitlines() if "redis does not answer" in line]
+    assert len(lost) == 2  # once a fault, not once a look
+    assert all("frozen" in line for line in lost)
+    assert worker.log.count("redis is back") == 2
