@@ -72,7 +72,8 @@ def read_csv(path: Path) -> CsvTable:
 def looks_like_leads(path: Path) -> bool:
     """Whether the header row of a CSV file names an ECG lead (a bare number does not count) and the row below holds numbers."""
     with path.open(encoding="utf-8-sig", errors="replace") as file:
-        rows = (re.split(r"[,;\t]", text.strip().replace('"', "")) for text in file if text.strip() and not text.startswith("#"))
+        lines = (text.strip().replace('"', "") for text in file if text.strip() and not text.startswith("#"))
+        rows = (re.split(r"[,;\t]", line) for line in lines)
         header, first = next(rows, []), next(rows, [])
     return any(_is_lead(name) for name in header) and len(first) > 0 and all(_is_number(cell) for cell in first)
 

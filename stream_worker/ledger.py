@@ -109,8 +109,8 @@ def decode_metadata(text: str, offset: int) -> tuple[int, int]:
         return offset, 0
     try:
         fields = json.loads(text)
-        return max(int(fields["P"]), offset), int(fields["F"])
-    except (ValueError, KeyError, TypeError) as error:
+        return max(int(fields["P"]), offset), max(int(fields["F"]), 0)
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ConfigError(
             f"the committed offset {offset} carries metadata this worker cannot read ({text[:60]!r}): "
             "another program commits under the same consumer group; choose another group"

@@ -107,6 +107,8 @@ def _latest(record: Record) -> _Latest:
     )
     key = (str(body["stream"]), str(body["session"]), int(body["session_start_ns"]), layout.digest)
     frontier, last_offset, last_ms = int(body["next"]), int(source["last"]), int(source["last_timestamp"])
+    if not all(0 <= number < 1 << 63 for number in (frontier, last_offset, last_ms, key[2])):
+        raise ValueError("a number that no chunk can bring")
     return _Latest(key, layout, frontier, body["closed"] is not None, last_offset, last_ms, record.offset)
 
 

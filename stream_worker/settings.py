@@ -97,6 +97,8 @@ def load_settings(**overrides: Any) -> Settings:
     given = {k: v for k, v in overrides.items() if v is not None}
     try:
         return Settings(**given)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f".env is no UTF-8 text: {error}") from None
     except ValidationError as error:
         lines = [f"ECG_{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors(include_input=False)]
         raise ConfigError("; ".join(lines)) from None

@@ -237,11 +237,14 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, OSError) as error:
+    except (ValueError, RecursionError, OSError) as error:  # no UTF-8, no TOML, numbers or nesting beyond measure
         raise ConfigError(f"{path}: {error}") from None
     for item in overrides:
         key, equals, text = item.partition("=")
         if not equals:
             raise ConfigError(f"--set {item}: key=value is needed")
         values[key.strip()] = _typed(key.strip(), text)
-    return TrainConfig.of(values)
+    try:
+        return TrainConfig.of(values)
+    except (ValueError, OverflowError) as error:
+        raise error if isinstance(error, ConfigError) else ConfigError(f"{path}: a number beyond measure ({error})") from None

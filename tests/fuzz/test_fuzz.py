@@ -13,13 +13,7 @@ from tests.fuzz.seeds import KEPT, SEEDS
 from tests.fuzz.targets import TARGETS
 
 EXAMPLES = int(os.environ.get("ECG_FUZZ_EXAMPLES", "60"))
-OPEN = {"metadata", "recovery", "dotenv", "toml"}  # targets whose kept inputs still break their readers
-FOUND = [
-    pytest.param(
-        path, id=f"{path.parent.name}/{path.name}", marks=[pytest.mark.xfail(strict=True)] * (path.parent.name in OPEN)
-    )
-    for path in sorted(KEPT.glob("*/*"))
-]
+FOUND = [pytest.param(path, id=f"{path.parent.name}/{path.name}") for path in sorted(KEPT.glob("*/*"))]
 
 
 def test_every_target_has_seeds() -> None:
@@ -31,9 +25,7 @@ def test_what_was_found_once(path: Path) -> None:
     TARGETS[path.parent.name](path.read_bytes())
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.xfail(strict=False)] * (name in OPEN)) for name in sorted(TARGETS)]
-)
+@pytest.mark.parametrize("name", sorted(TARGETS))
 def test_inputs_near_the_seeds(name: str) -> None:
     seeds = SEEDS[name]()
     for data in seeds:
