@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import signal
@@ -78,17 +79,19 @@ class Worker:
     def __init__(self, world: World, args: tuple[str, ...]) -> None:
         port = _free_port()
         self.url = f"http://127.0.0.1:{port}"
-        self._written = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - a pipe that nobody reads would fill up
-        self.process = subprocess.Popen(
-            [*WORKER, "run", "--http-port", str(port), *args],
-            cwd=ROOT, env=world.env, stderr=self._written, text=True, start_new_session=True,
-        )  # fmt: skip
+        descriptor, path = tempfile.mkstemp(prefix="ecg-worker-", suffix=".log")  # a pipe that nobody reads would fill up
+        self._log = Path(path)
+        atexit.register(self._log.unlink, missing_ok=True)
+        with open(descriptor, "wb") as out:
+            self.process = subprocess.Popen(
+                [*WORKER, "run", "--http-port", str(port), *args],
+                cwd=ROOT, env=world.env, stderr=out, start_new_session=True,
+            )  # fmt: skip
 
     @property
     def log(self) -> str:
         """What it has written so far."""
-        self._written.seek(0)
-        return self._written.read()
+        return self._log.read_text("utf-8", errors="replace")
 
     def get(self, path: str) -> tuple[int, str]:
         try:
