@@ -240,6 +240,7 @@ def changed(
     for name in ("labels.bank", "encoder.onnx"):
         body = (part / name).read_bytes()
         manifest["files"][name] = {"sha256": hashlib.sha256(body).hexdigest(), "bytes": len(body)}
+    manifest["training"]["data"].pop("prevalence", None)
     if prevalence:
         manifest["training"]["data"]["prevalence"] = prevalence
     raw = json.dumps(manifest).encode()
