@@ -220,7 +220,7 @@ def audit(
 
     Exit codes: 0 consistent, 1 inconsistent, 2 could not be checked (also: nothing in the range could be judged).
     """
-    from stream_worker import audit_command
+    from stream_worker.audit import command as audit_command
 
     options = {"hop_ms": hop_ms, "kafka": kafka, "group": group, "delivery": delivery}
     raise typer.Exit(audit_command.audit(since, until, offsets, partition or [], json, **options))

@@ -50,7 +50,7 @@ def _client(settings: Settings) -> Item:
 
 
 async def _kafka(settings: Settings, security: Mapping[str, Any]) -> list[Item]:
-    from stream_worker.topics import inspect
+    from stream_worker.kafka.topics import inspect
 
     try:
         found = await inspect(settings, security)

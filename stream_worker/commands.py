@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from encoders.artifact import Artifact
 from encoders.recordings import Recording, RecordingError, find_recordings, read_recording
 from stream_worker.errors import BadInput, ConfigError
-from stream_worker.kafka_security import security_of
+from stream_worker.kafka.security import security_of
 from stream_worker.operate import kafka_broker, load_model, print_json
 from stream_worker.records import Finding
 from stream_worker.settings import Settings, load_settings
@@ -178,8 +178,8 @@ async def _demo(
         embedded = MemoryBroker(memory, group=settings.group, chunks=settings.chunks_topic, findings=settings.findings_topic)
         await run_demo(embedded, send, sources, model, settings, speed, on_finding, tick, labels, metrics)
         return
-    from stream_worker import topics as topic_plan
-    from stream_worker.clients import DeviceProducer
+    from stream_worker.kafka import topics as topic_plan
+    from stream_worker.kafka.clients import DeviceProducer
 
     await topic_plan.apply(settings, security_of(settings), partitions=3, replication=1)
     async with DeviceProducer(kafka, security_of(settings)) as producer:
@@ -207,7 +207,7 @@ def publish(
     source = recorded(recording, stream_id, session, start, chunk_ms=chunk_ms)
 
     async def send_all(tick: Callable[[int], None]) -> None:
-        from stream_worker.clients import DeviceProducer
+        from stream_worker.kafka.clients import DeviceProducer
 
         async with DeviceProducer(settings.kafka, security_of(settings)) as producer:
 
@@ -231,7 +231,7 @@ def tail(
     settings = load_settings(kafka=kafka)
 
     async def follow() -> None:
-        from stream_worker.clients import follow as follow_topic
+        from stream_worker.kafka.clients import follow as follow_topic
 
         shown: dict[str, None] = {}
         stops = follow_topic(settings.kafka, settings.findings_topic, security_of(settings), from_beginning, timeout)

@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from encoders.artifact import Artifact
 from encoders.recordings import Recording
 from encoders.signal import Layout
-from stream_worker.encode import encode_chunk
+from stream_worker.devices.encode import encode_chunk
+from stream_worker.devices.simulator import Device, demo_devices, synthesize
 from stream_worker.labels import BankSource, FixedBank
 from stream_worker.pipeline import Pipeline
 from stream_worker.records import Finding
 from stream_worker.score import Options, Scorer
 from stream_worker.seam import Broker
 from stream_worker.settings import Settings
-from stream_worker.simulator import Device, demo_devices, synthesize
 from stream_worker.telemetry import Metrics
 
 __all__ = ["Source", "play", "recorded", "run_demo", "simulated"]

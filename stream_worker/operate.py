@@ -15,7 +15,7 @@ from rich.console import Console
 from encoders.artifact import Artifact, ArtifactError
 from stream_worker import telemetry
 from stream_worker.errors import ArtifactRefused, ConfigError, WorkerError
-from stream_worker.kafka_security import security_of
+from stream_worker.kafka.security import security_of
 from stream_worker.seam import Broker
 from stream_worker.settings import Settings, load_settings
 from stream_worker.table import NOTICE
@@ -53,11 +53,11 @@ def kafka_broker(settings: Settings) -> Broker:
 def client_of(name: str) -> Callable[..., Broker]:
     """The broker class of a client's name. Raises ConfigError when the client is not installed."""
     if name == "aiokafka":
-        from stream_worker.broker import KafkaBroker
+        from stream_worker.kafka.broker import KafkaBroker
 
         return KafkaBroker
     try:
-        from stream_worker.confluent_broker import ConfluentBroker
+        from stream_worker.kafka.confluent_broker import ConfluentBroker
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "confluent_kafka":
             raise
@@ -115,7 +115,7 @@ async def _run(settings: Settings, model: Artifact) -> None:
 
 def alerts(kafka: str | None, web_port: int | None) -> None:
     """See `ecg-worker alerts --help`."""
-    from stream_worker.alerts import run as run_alerts
+    from stream_worker.alerting.alerts import run as run_alerts
 
     settings = load_settings(kafka=kafka)
     telemetry.setup_logging(settings.log_level)
@@ -124,7 +124,7 @@ def alerts(kafka: str | None, web_port: int | None) -> None:
 
 def topics(apply: bool, partitions: int, replication: int, kafka: str | None) -> None:
     """See `ecg-worker topics --help`."""
-    from stream_worker import topics as topic_plan
+    from stream_worker.kafka import topics as topic_plan
 
     settings = load_settings(kafka=kafka)
     for text in topic_plan.command(settings, security_of(settings), apply, partitions, replication):

@@ -54,7 +54,7 @@ class World:
         """Every record of the findings topic, doubles included."""
         import asyncio
 
-        from stream_worker.clients import follow
+        from stream_worker.kafka.clients import follow
 
         async def read() -> list[dict[str, Any]]:
             records = follow(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from encoders.bank import Label, LabelBank, TextModel
 from encoders.signal import LEADS, Layout
-from stream_worker.encode import encode_chunk
+from stream_worker.devices.encode import encode_chunk
 from stream_worker.records import Chunk, Closed, Event, Rejected, RunKey, Window
 from stream_worker.run import Rules
 from stream_worker.window import Windower

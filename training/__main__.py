@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from training.collect_command import collect as collect_command
-from training.compare_command import compare as compare_command
-from training.crossval_command import crossval as crossval_command
-from training.evaluate_command import evaluate as evaluate_command
-from training.prepare_command import prepare as prepare_command
-from training.promote_command import promote as promote_command
-from training.publish_command import publish as publish_command
-from training.report_command import report as report_command
-from training.terminal import command_line, named, plain_errors, progress
+from training.commands.collect import collect as collect_command
+from training.commands.compare import compare as compare_command
+from training.commands.crossval import crossval as crossval_command
+from training.commands.evaluate import evaluate as evaluate_command
+from training.commands.prepare import prepare as prepare_command
+from training.commands.promote import promote as promote_command
+from training.commands.publish import publish as publish_command
+from training.commands.report import report as report_command
+from training.commands.terminal import command_line, named, plain_errors, progress
 
 if TYPE_CHECKING:
-    from training.data import DataSet
-    from training.labels import TextBank
+    from training.data.dataset import DataSet
+    from training.text.labels import TextBank
     from training.vocabulary import Statement
 
 __all__ = ["app", "main"]
@@ -74,8 +74,8 @@ TextOption = Annotated[Path, typer.Option("--text", help="What `labels` wrote.")
 
 
 def _load(data: Path, text: Path, labels: str, folds: tuple[int, ...]) -> tuple[DataSet, TextBank, tuple[Statement, ...]]:
-    from training.data import DataSet
-    from training.labels import TextBank
+    from training.data.dataset import DataSet
+    from training.text.labels import TextBank
     from training.vocabulary import read_vocabulary, select
 
     statements = select(read_vocabulary(), labels)
@@ -113,7 +113,7 @@ def labels(
     with plain_errors():
         from encoders.bank import TextModel
         from encoders.text import PACKAGED, TextTower
-        from training.labels import build, captions_of
+        from training.text.labels import build, captions_of
         from training.vocabulary import PROMPT, read_vocabulary, select
 
         packaged = model in PACKAGED
@@ -161,10 +161,10 @@ def train(
     with plain_errors():
         import torch
 
-        from training import loop
         from training.config import read_config
-        from training.parallel import joined, pick_device
-        from training.teacher import Teacher
+        from training.learning import loop
+        from training.learning.parallel import joined, pick_device
+        from training.learning.teacher import Teacher
 
         if threads:
             torch.set_num_threads(threads)
@@ -227,14 +227,14 @@ def export(
     command says so.
     """
     with plain_errors():
-        from training import export as work
-        from training.annotated import VALIDATION_FOLD
-        from training.data import DataSet
-        from training.evaluate import LEAD_SETS
+        from training.data.dataset import DataSet
+        from training.evaluation.evaluate import LEAD_SETS
+        from training.evaluation.held_out import by_crossval, by_folds
+        from training.evaluation.scorers import open_run
         from training.folds import DEVELOPMENT
-        from training.held_out import by_crossval, by_folds
-        from training.quantize import S8S8, U8S8
-        from training.scorers import open_run
+        from training.release import export as work
+        from training.release.quantize import S8S8, U8S8
+        from training.sources.annotated import VALIDATION_FOLD
 
         trained, records, bank = open_run(run, data, text)
         if not trained.finished:

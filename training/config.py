@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from encoders.model import ARCHITECTURES, EncoderConfig
-from training.annotated import CALIBRATION_FOLD, TEST_FOLD, VALIDATION_FOLD
+from training.sources.annotated import CALIBRATION_FOLD, TEST_FOLD, VALIDATION_FOLD
 
 __all__ = ["BANK", "CAPTIONS", "OBJECTIVES", "ConfigError", "TrainConfig", "read_config"]
 
@@ -71,7 +71,7 @@ class TrainConfig:
     whiten: bool = True
     """Whether the bank's rows are whitened; if not they are only centred, which zero-shot needs. Captions stay as they are."""
     shrinkage: float = 0.3
-    """Share of the mean variance mixed into each direction when the text rows are whitened, see training/rows.py."""
+    """Share of the mean variance mixed into each direction when the text rows are whitened, see training/text/rows.py."""
     learned_projection: bool = True
     """Whether the whitened rows pass a learned D x D projection (starting at the identity) or stay fixed."""
     min_positives: int = 5
@@ -79,7 +79,7 @@ class TrainConfig:
     leave_out: tuple[str, ...] = ()
     """Labels of the bank whose targets are masked in training, to be found by their sentence alone (bank objectives)."""
     superclass_weight: float = 0.0
-    """Weight of PTB-XL's five superclasses as further columns of the loss, see training/superclasses.py; 0 leaves them out."""
+    """Weight of PTB-XL's five superclasses as further columns of the loss, see data/superclasses.py; 0 leaves them out."""
     distill: float = 0.0
     """Share of a teacher's probability in the targets (`train --teacher`); 0 is without a teacher."""
     lead_sets: tuple[str, ...] = LEAD_SETS
@@ -91,7 +91,7 @@ class TrainConfig:
     gain_jitter: float = 0.1
     """Standard deviation of the log of a random factor a lead."""
     wander: float = 0.0
-    """Highest amplitude of baseline wander before the filters, in standard deviations of the lead, see training/augment.py."""
+    """Highest amplitude of baseline wander before the filters, in standard deviations of the lead, see learning/augment.py."""
     mains: float = 0.0
     """Highest amplitude of mains hum before the filters, in standard deviations of the lead."""
     padding: float = 0.0

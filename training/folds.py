@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from training.annotated import TEST_FOLD, VALIDATION_FOLD
+from training.sources.annotated import TEST_FOLD, VALIDATION_FOLD
 
 if TYPE_CHECKING:
-    from training.data import DataSet
+    from training.data.dataset import DataSet
 
 __all__ = ["DEVELOPMENT", "GROUPS", "ProtocolError", "check_development", "check_disjoint"]
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from deploy.local import LocalServices
 from encoders.preprocess import Prepared
 from encoders.quality import Quality
-from stream_worker import topics
-from stream_worker.clients import DeviceProducer
+from stream_worker.kafka import topics
+from stream_worker.kafka.clients import DeviceProducer
 from stream_worker.labels import FixedBank
 from stream_worker.operate import kafka_broker
 from stream_worker.pipeline import Pipeline

@@ -61,7 +61,7 @@ def paper_encoder() -> Encoder:
 
     from encoders.model import EcgEncoder, EncoderConfig
     from encoders.onnx_backend import OnnxEncoder
-    from training.onnx_graph import encoder_graph
+    from training.release.onnx_graph import encoder_graph
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "encoder.onnx"

@@ -17,13 +17,13 @@ import training
 from encoders.bank import TextModel
 from encoders.recordings import Recording
 from encoders.signal import FS, LEADS, WINDOW, Layout
-from training.annotated import Annotated, Source
 from training.config import TrainConfig, read_config
-from training.data import DataSet, batches
-from training.labels import TextBank, build
-from training.loop import Progress, train
-from training.prepare import prepare
-from training.trainee import build_trainee, record_tensors
+from training.data.dataset import DataSet, batches
+from training.data.prepare import prepare
+from training.learning.loop import Progress, train
+from training.learning.trainee import build_trainee, record_tensors
+from training.sources.annotated import Annotated, Source
+from training.text.labels import TextBank, build
 from training.vocabulary import PROMPT, read_vocabulary, select
 
 RECORDS = 1536  # 48 steps of 32 an epoch: the few batches read before the first is timed hardly count

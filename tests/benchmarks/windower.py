@@ -7,7 +7,7 @@ import tracemalloc
 import numpy as np
 
 from encoders.signal import LEADS
-from stream_worker.encode import encode_chunk
+from stream_worker.devices.encode import encode_chunk
 from stream_worker.proto.ecg_chunk_pb2 import Chunk
 from stream_worker.run import Rules
 from stream_worker.window import Windower

@@ -12,8 +12,8 @@ import torch
 from encoders.model import ARCHITECTURES, EcgEncoder, EncoderConfig, count_multiply_adds, fold, receptive_field_s
 from encoders.onnx_backend import OnnxEncoder
 from encoders.signal import FS
-from training.onnx_graph import encoder_graph
-from training.prepare import file_digest
+from training.data.prepare import file_digest
+from training.release.onnx_graph import encoder_graph
 
 
 def warmed(architecture: str, form: str = "decimated", dim: int = 32) -> EcgEncoder:

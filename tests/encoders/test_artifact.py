@@ -20,8 +20,8 @@ from encoders.bank import Label, LabelBank, TextModel
 from encoders.model import EcgEncoder, EncoderConfig
 from encoders.signal import LEADS
 from encoders.torch_backend import TorchEncoder
-from training.golden import golden_recording
-from training.onnx_graph import encoder_graph
+from training.release.golden import golden_recording
+from training.release.onnx_graph import encoder_graph
 
 DIM = 8
 TEXT = TextModel(model="tiny", pooling="last", prompt="This ECG shows {label}.", language="ja")

@@ -21,7 +21,7 @@ from encoders.model import EcgEncoder, EncoderConfig
 from encoders.onnx_backend import OnnxEncoder
 from encoders.signal import SignalError
 from encoders.torch_backend import TorchEncoder
-from training.onnx_graph import encoder_graph
+from training.release.onnx_graph import encoder_graph
 
 
 @pytest.fixture(scope="module")

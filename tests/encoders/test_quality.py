@@ -13,8 +13,8 @@ from encoders.preprocess import calibrate, prepare
 from encoders.quality import ISSUES, Quality, assess
 from encoders.recordings import read_recording
 from encoders.signal import ABSENT, LEADS, Layout, lead_bits
-from stream_worker.heart import beat_times
-from stream_worker.simulator import Device, synthesize
+from stream_worker.devices.heart import beat_times
+from stream_worker.devices.simulator import Device, synthesize
 
 CLEAN = Device("d", "sinus", LEADS, 500_000, 1000.0, 72.0, 0.01, None, seed=3)
 V3 = LEADS.index("V3")

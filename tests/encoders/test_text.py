@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from encoders.text import PACKAGED, TextError, TextTower, locate, pool
-from training.labels import sentence
+from training.text.labels import sentence
 from training.vocabulary import read_vocabulary, select
 
 

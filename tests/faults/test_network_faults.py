@@ -11,9 +11,9 @@ import pytest
 
 from deploy.local import LocalServices
 from encoders.artifact import Artifact
+from stream_worker.devices.simulator import fleet
 from stream_worker.labels import publish_bank
 from stream_worker.settings import load_settings
-from stream_worker.simulator import fleet
 from tests.faults.proxy import Proxy
 from tests.faults.test_worker_faults import expected_ids, send
 from tests.processes import World

@@ -15,13 +15,13 @@ import pytest
 from deploy.local import LocalServices
 from encoders.artifact import Artifact
 from encoders.bank import LabelBank
-from stream_worker.clients import DeviceProducer
+from stream_worker.devices.simulator import fleet
+from stream_worker.kafka.clients import DeviceProducer
 from stream_worker.labels import FixedBank, publish_bank
 from stream_worker.memory_broker import MemoryBroker, MemoryLog
 from stream_worker.pipeline import Pipeline
 from stream_worker.score import Scorer
 from stream_worker.settings import load_settings
-from stream_worker.simulator import fleet
 from stream_worker.telemetry import Metrics
 from tests.processes import World
 

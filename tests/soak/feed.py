@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from stream_worker.clients import DeviceProducer
+from stream_worker.devices.simulator import fleet
 from stream_worker.errors import BrokerUnavailable, ConfigError
-from stream_worker.simulator import fleet
+from stream_worker.kafka.clients import DeviceProducer
 
 __all__ = ["Feeder"]
 

@@ -11,7 +11,7 @@ from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.records_to_delete import RecordsToDelete
 
-from stream_worker.kafka_admin import create_topics
+from stream_worker.kafka.admin import create_topics
 from stream_worker.memory_broker import MemoryBroker, MemoryLog
 from stream_worker.operate import client_of
 from stream_worker.seam import Broker, Record, TopicState

@@ -16,6 +16,7 @@ import structlog
 from numpy.typing import NDArray
 
 from encoders.signal import LEADS
+from stream_worker.devices.simulator import fleet
 from stream_worker.errors import BrokerUnavailable
 from stream_worker.labels import FixedBank
 from stream_worker.memory_broker import MemoryBroker, MemoryLog
@@ -23,7 +24,6 @@ from stream_worker.pipeline import Pipeline
 from stream_worker.publisher import Deadline
 from stream_worker.score import Scorer
 from stream_worker.settings import Settings
-from stream_worker.simulator import fleet
 from stream_worker.telemetry import Metrics
 from stream_worker.wire import schema
 from tests.support import ProjectionEncoder, bank, layout, message, signal

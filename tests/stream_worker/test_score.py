@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from encoders.bank import BankError
 from encoders.signal import ABSENT, LEADS, Layout
+from stream_worker.devices.simulator import Device, synthesize
 from stream_worker.records import Closed, Input, Window, identity
 from stream_worker.score import Options, Scorer, rfc3339, window_digest
-from stream_worker.simulator import Device, synthesize
 from stream_worker.wire import schema
 from tests.support import ProjectionEncoder, bank, label, run_key
 

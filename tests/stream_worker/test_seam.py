@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stream_worker.errors import ConfigError
-from stream_worker.kafka_security import security
+from stream_worker.kafka.security import security
 from stream_worker.seam import partition_for
 
 

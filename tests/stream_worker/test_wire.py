@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from encoders.signal import LEADS
-from stream_worker.encode import encode_chunk
+from stream_worker.devices.encode import encode_chunk
 from stream_worker.errors import BadInput
 from stream_worker.proto import ecg_chunk_pb2 as pb
 from stream_worker.wire import Decoder, dead_letter, dead_letter_message, schema

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from encoders.text import TextTower
-from training.annotated import Annotated, Source
-from training.labels import TextBank, build
-from training.prepare import prepare
-from training.sources import read_source
+from training.data.prepare import prepare
+from training.sources.annotated import Annotated, Source
+from training.sources.folders import read_source
+from training.text.labels import TextBank, build
 from training.vocabulary import Statement, read_vocabulary
 
 

@@ -14,12 +14,12 @@ import torch
 from safetensors.torch import save_file
 
 from training.config import TrainConfig
-from training.data import Batch, DataSet, batches
-from training.labels import TextBank
-from training.loop import Progress, train
-from training.parallel import World, joined
-from training.step import Stepper
-from training.trainee import build_trainee, record_tensors
+from training.data.dataset import Batch, DataSet, batches
+from training.learning.loop import Progress, train
+from training.learning.parallel import World, joined
+from training.learning.step import Stepper
+from training.learning.trainee import build_trainee, record_tensors
+from training.text.labels import TextBank
 from training.vocabulary import read_vocabulary, select
 
 BASE = TrainConfig(

@@ -21,7 +21,7 @@ from encoders.onnx_backend import OnnxEncoder
 from encoders.preprocess import preprocess
 from encoders.recordings import read_recording
 from training.__main__ import app
-from training.terminal import command_line
+from training.commands.terminal import command_line
 
 CONFIG = """
 epochs = 2
@@ -62,8 +62,8 @@ def made(unpacked: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
     said += run("train", "--config", root / "config.toml", "--data", data, "--text", text, "--out", out, "--threads", 1).output
     arguments = ["--data", data, "--text", text, "--out", root / "model"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("training.metrics.MIN_CASES", 5)  # 220 records hold few of anything
-        patch.setattr("training.quantize.MOST_LOSS", 0.05)  # one swap of a pair is 0.001 and more
+        patch.setattr("training.evaluation.metrics.MIN_CASES", 5)  # 220 records hold few of anything
+        patch.setattr("training.release.quantize.MOST_LOSS", 0.05)  # one swap of a pair is 0.001 and more
         said += run("export", out, *arguments, "--fp32", "--safetensors", "--int8", "--s8s8").output
     (artifact,) = (root / "model").iterdir()
     return Made(data, text, out, artifact, said)
@@ -157,7 +157,9 @@ def test_optional_files_are_listed_and_agree(made: Made, unpacked: Path) -> None
 
 
 def test_a_poor_int8_encoder_is_not_written(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.quantize.LEAST_COSINE", 1.1)  # two epochs leave embeddings too alike for a lower cosine
+    monkeypatch.setattr(
+        "training.release.quantize.LEAST_COSINE", 1.1
+    )  # two epochs leave embeddings too alike for a lower cosine
     arguments = ["--data", made.data, "--text", made.text, "--out", tmp_path / "model"]
     refused = run("export", made.run, *arguments, "--int8", code=2)
     assert "encoder.u8s8.onnx is not written" in refused.stderr
@@ -231,7 +233,7 @@ def test_records_of_a_command_name_no_machine(monkeypatch: pytest.MonkeyPatch, t
 
 
 def test_evaluate_gives_the_same_for_run_and_artifact(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.metrics.MIN_CASES", 5)
+    monkeypatch.setattr("training.evaluation.metrics.MIN_CASES", 5)
     by_run = json.loads(run("evaluate", made.run, "--data", made.data, "--text", made.text, "--json").stdout)
     by_artifact = json.loads(run("evaluate", made.artifact, "--data", made.data, "--json").stdout)
     assert by_run["records"] == by_artifact["records"] > 20
@@ -289,7 +291,7 @@ def test_errors_are_one_line_with_the_remedy(tmp_path: Path) -> None:
 
 def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.delitem(sys.modules, "training.loop", raising=False)
+    monkeypatch.delitem(sys.modules, "training.learning.loop", raising=False)
     refused = run("train", "--data", tmp_path, "--text", tmp_path, "--out", tmp_path / "run", code=2)
     assert "ecg-stream-worker[train]" in refused.stderr
 

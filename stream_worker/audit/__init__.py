@@ -1,0 +1,1 @@
+"""Which windows must exist, and whether they were published once: `ecg-worker audit`."""

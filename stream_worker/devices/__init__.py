@@ -1,0 +1,1 @@
+"""The device side: chunks to publish, and simulated patients."""

@@ -1,0 +1,1 @@
+"""The broker seam on Kafka: aiokafka, librdkafka, and the topics."""

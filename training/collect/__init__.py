@@ -1,0 +1,1 @@
+"""Windows of the running system, back for retraining."""

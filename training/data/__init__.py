@@ -1,0 +1,1 @@
+"""`Annotated` recordings -> a prepared data set, and what is read from it."""

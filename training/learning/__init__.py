@@ -1,0 +1,1 @@
+"""What fits weights: losses, augmentation, the loop and its checkpoints, cross-validation."""

@@ -1,0 +1,1 @@
+"""A trained run -> an artifact, and its way to the running workers."""

@@ -1,0 +1,1 @@
+"""Label sentences -> text embeddings -> the rows an ECG is compared with."""
