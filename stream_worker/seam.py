@@ -178,7 +178,8 @@ class Broker(Protocol):
         """
 
     def read_back(self, topic: str, partition: int, start: int) -> AsyncIterator[tuple[Record, Headers]]:
-        """Committed messages from `start` (or the first held, if later) up to the end as it is at the call; then it ends."""
+        """Committed messages from `start` (or the first held, if later) up to the end of the log as it is at the call; then it
+        ends. A transaction of anybody that is still open there is waited for: raises BrokerUnavailable when that lasts."""
 
 
 def partition_for(key: bytes, partitions: int) -> int:

@@ -13,6 +13,7 @@ from aiokafka.errors import KafkaError
 
 from stream_worker.errors import BrokerUnavailable, ConfigError
 from stream_worker.kafka.admin import closed, connect_admin, refusal
+from stream_worker.kafka.sentences import unread
 from stream_worker.memory_broker import MemoryLog
 from stream_worker.seam import Position, Record
 
@@ -29,7 +30,7 @@ class Source(Protocol):
         """Partition count; 0 when there is no such topic."""
 
     async def bounds(self, topic: str, partition: int) -> tuple[int, int]:
-        """(oldest offset held, one past the last committed record)."""
+        """(oldest offset held, one past the last record, committed or not yet)."""
 
     async def at_time(self, topic: str, partition: int, timestamp_ms: int) -> int | None:
         """The first offset at or after a time; None where there is none."""
@@ -38,7 +39,7 @@ class Source(Protocol):
         """A group's commit with its metadata."""
 
     def read(self, topic: str, partition: int, start: int, end: int) -> AsyncIterator[Record]:
-        """Committed records of [start, end)."""
+        """Committed records of [start, end); waits for transactions that are open there, BrokerUnavailable when that lasts."""
 
 
 class KafkaSource:
@@ -47,6 +48,7 @@ class KafkaSource:
     def __init__(self, bootstrap: str, security: Mapping[str, Any], timeout_s: float = 30.0) -> None:
         self._bootstrap, self._timeout_s = bootstrap, timeout_s
         self._common = {"bootstrap_servers": bootstrap, "client_id": "ecg-audit", **security}
+        self._ends = AIOKafkaConsumer(**self._common, isolation_level="read_uncommitted", enable_auto_commit=False)
         self._consumer = AIOKafkaConsumer(
             **self._common,
             isolation_level="read_committed",
@@ -59,6 +61,7 @@ class KafkaSource:
     async def __aenter__(self) -> Self:
         self._admin = await connect_admin(self._common, self._timeout_s, time.monotonic() + self._timeout_s)
         try:
+            await self._bounded(self._ends.start(), "connecting")
             await self._bounded(self._consumer.start(), "connecting")
         except BaseException:
             await self.__aexit__(None, None, None)
@@ -69,6 +72,7 @@ class KafkaSource:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await closed(self._consumer.stop(), "reader")
+        await closed(self._ends.stop(), "reader")
         await closed(self._admin.close(), "admin client")
 
     async def partitions(self, topic: str) -> int:
@@ -78,7 +82,7 @@ class KafkaSource:
     async def bounds(self, topic: str, partition: int) -> tuple[int, int]:
         tp = TopicPartition(topic, partition)
         first = await self._bounded(self._consumer.beginning_offsets([tp]), f"the start of {topic}[{partition}]")
-        end = await self._bounded(self._consumer.end_offsets([tp]), f"the end of {topic}[{partition}]")
+        end = await self._bounded(self._ends.end_offsets([tp]), f"the end of {topic}[{partition}]")
         return int(first[tp]), int(end[tp])
 
     async def at_time(self, topic: str, partition: int, timestamp_ms: int) -> int | None:
@@ -108,7 +112,7 @@ class KafkaSource:
             if at > place:
                 heard, place = time.monotonic(), at
             elif time.monotonic() - heard > self._timeout_s:
-                raise BrokerUnavailable(f"reading {topic}[{partition}] at {self._bootstrap}: no answer")
+                raise unread(topic, partition, at, end, self._bootstrap)
 
     async def _batch(self, tp: TopicPartition) -> Sequence[Any]:
         try:

@@ -25,6 +25,7 @@ from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError, Of
 
 from stream_worker.errors import BrokerUnavailable
 from stream_worker.kafka.admin import closed, connect_admin, refusal
+from stream_worker.kafka.sentences import unread
 from stream_worker.kafka.topic_watch import TopicWatch
 from stream_worker.kafka.writer import METADATA_AGE_MS, KafkaWriter
 from stream_worker.seam import Headers, OffsetLost, OnPartitions, Outgoing, Position, Record
@@ -270,16 +271,19 @@ class KafkaBroker:
             reader.assign([tp])
             await self._bounded(reader.start(), self._request_timeout_s, f"reading {topic}")
             first = await self._bounded(reader.beginning_offsets([tp]), self._request_timeout_s, f"the start of {topic}")
-            ends = await self._bounded(reader.end_offsets([tp]), self._request_timeout_s, f"the end of {topic}")
             reader.seek(tp, max(start, first[tp]))
-            heard = time.monotonic()
-            while await reader.position(tp) < ends[tp]:
-                for record in (await reader.getmany(timeout_ms=200)).get(tp, ()):
-                    heard = time.monotonic()
-                    if record.offset < ends[tp]:
+            end: int | None = None  # of the log, not of what is settled: a transaction that is open holds the latter down
+            heard, place = time.monotonic(), -1
+            while end is None or place < end:
+                for record in (await reader.getmany(timeout_ms=20 if end is None else 200)).get(tp, ()):
+                    end = end or reader.highwater(tp)
+                    if record.offset < end:
                         yield _record(record), tuple(record.headers)
+                end = reader.highwater(tp) if end is None else end
+                before, place = place, await reader.position(tp)
+                heard = time.monotonic() if place > before else heard
                 if time.monotonic() - heard > self._request_timeout_s:
-                    raise BrokerUnavailable(f"reading {topic}[{partition}] at {self._bootstrap}: no answer")
+                    raise unread(topic, partition, place, end, self._bootstrap)
         finally:
             await closed(reader.stop(), "reader")
 

@@ -26,6 +26,7 @@ from stream_worker.kafka.admin import closed
 from stream_worker.kafka.confluent_reader import BackReader, Consumed, Reader, reading
 from stream_worker.kafka.confluent_writer import Transaction, Writer
 from stream_worker.kafka.librdkafka import REFUSED, Questions, configuration, refusal
+from stream_worker.kafka.sentences import unread
 from stream_worker.kafka.topic_watch import TopicWatch
 from stream_worker.seam import Fenced, Headers, OffsetLost, OnPartitions, Outgoing, Position, Record
 
@@ -268,7 +269,9 @@ class ConfluentBroker:
 
     async def read_back(self, topic: str, partition: int, start: int) -> AsyncIterator[tuple[Record, Headers]]:
         first = await self._asked().earliest(topic, partition)
-        end = await self._asked().latest(topic, partition)
+        end = await self._asked().latest(
+            topic, partition, committed=False
+        )  # an open transaction must not hide what is behind it
         if max(start, first) >= end:
             return
         config = reading(self._common, f"{self._group}-read-back")  # the client wants a name; nothing is committed under it
@@ -281,7 +284,7 @@ class ConfluentBroker:
                     yield found
                 heard = time.monotonic() if reader.next > before else heard
                 if time.monotonic() - heard > self._request_timeout_s:
-                    raise BrokerUnavailable(f"reading {topic}[{partition}] at {self._bootstrap}: no answer")
+                    raise unread(topic, partition, reader.next, end, self._bootstrap)
         finally:
             await closed(self._in("back", reader.close), "reader")
 

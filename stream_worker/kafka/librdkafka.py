@@ -107,19 +107,22 @@ class Questions:
         """The first offset held."""
         return await self._offset(topic, partition, OffsetSpec.earliest())  # type: ignore[no-untyped-call]
 
-    async def latest(self, topic: str, partition: int) -> int:
-        """One past the last committed record."""
-        return await self._offset(topic, partition, OffsetSpec.latest())  # type: ignore[no-untyped-call]
+    async def latest(self, topic: str, partition: int, committed: bool = True) -> int:
+        """One past the last committed record; not `committed`: one past the last record that all copies have."""
+        isolation = IsolationLevel.READ_COMMITTED if committed else IsolationLevel.READ_UNCOMMITTED
+        return await self._offset(topic, partition, OffsetSpec.latest(), isolation)  # type: ignore[no-untyped-call]
 
     async def at_time(self, topic: str, partition: int, timestamp_ms: int) -> int | None:
         """The first offset at or after a time; None where there is none."""
         at = await self._offset(topic, partition, OffsetSpec.for_timestamp(timestamp_ms))
         return None if at < 0 else at
 
-    async def _offset(self, topic: str, partition: int, at: OffsetSpec) -> int:
+    async def _offset(
+        self, topic: str, partition: int, at: OffsetSpec, isolation: IsolationLevel = IsolationLevel.READ_COMMITTED
+    ) -> int:
         asked = self._admin.list_offsets(
             {TopicPartition(topic, partition): at},
-            isolation_level=IsolationLevel.READ_COMMITTED,
+            isolation_level=isolation,
             request_timeout=self._timeout_s,
         )
         return int((await self._sure(asked)).offset)
