@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from encoders import preprocess as chain
 from encoders.bank import BankError, LabelBank, TextModel
-from encoders.base import Encoder, Floats
+from encoders.base import BackendUnavailable, Encoder, Floats
 from encoders.signal import FS, LEADS, WINDOW, Layout
 
 __all__ = [
@@ -191,23 +191,31 @@ class Artifact:
             raise ArtifactError(f"labels.bank: {error}") from None
         return bank
 
-    def open(self, backend: str = "onnxruntime", threads: int | None = None) -> Encoder:
-        """Verify, load the encoder, run the golden recording through it. Raises ArtifactError unless all agree."""
+    def open(self, backend: str = "onnxruntime", threads: int | None = None, cache: Path | None = None) -> Encoder:
+        """Verify, load the encoder, run the golden recording through it. cache: of engine plans (None: the user's own).
+
+        Raises ArtifactError unless all agree, BackendUnavailable where this machine cannot run the backend.
+        """
+        from encoders.choose import open_backend
+
         self.verify()
         try:
-            encoder = _backend(backend, self, threads)
+            encoder = open_backend(backend, self, threads, cache)
+        except BackendUnavailable:
+            raise
         except ValueError as error:
             raise ArtifactError(f"encoder: {error}") from None
         try:
             if encoder.dim != self.manifest.model.dim:
                 raise ArtifactError(f"encoder.onnx: D = {self.manifest.model.dim} expected, it gives {encoder.dim}")
-            self._check_golden(encoder)
+            self.check_golden(encoder)
         except BaseException:
             encoder.close()
             raise
         return encoder
 
-    def _check_golden(self, encoder: Encoder) -> None:
+    def check_golden(self, encoder: Encoder) -> None:
+        """Raises ArtifactError where the golden recording's embedding comes out as another."""
         x, expected = read_golden(self.read("golden.npz"))
         if expected.shape != (encoder.dim,):
             raise ArtifactError(f"golden.npz: an embedding of ({encoder.dim},) expected, found {expected.shape}")
@@ -271,16 +279,3 @@ def _find(directory: Path) -> Path:
             f"{MANIFEST}: not in {directory}; exactly 1 subdirectory with it expected, found {len(inside)} ({names})"
         )
     return inside[0]
-
-
-def _backend(name: str, artifact: Artifact, threads: int | None) -> Encoder:
-    if name == "onnxruntime":
-        from encoders.onnx_backend import OnnxEncoder
-
-        return OnnxEncoder(artifact.directory / "encoder.onnx", artifact.encoder_digest, threads)
-    if name == "torch":
-        from encoders.torch_backend import TorchEncoder
-
-        artifact.read("encoder.safetensors")
-        return TorchEncoder.from_safetensors(artifact.directory / "encoder.safetensors", artifact.encoder_digest, threads)
-    raise ArtifactError(f"encoder: backend onnxruntime or torch expected, got {name!r}")

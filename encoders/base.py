@@ -10,9 +10,17 @@ from numpy.typing import NDArray
 
 from encoders.signal import LEADS, WINDOW, SignalError
 
-__all__ = ["Encoder", "Floats", "check_windows"]
+__all__ = ["BackendUnavailable", "DeviceLost", "Encoder", "Floats", "check_windows"]
 
 Floats = NDArray[np.float32]
+
+
+class BackendUnavailable(ValueError):
+    """This machine cannot run this backend; the text says what is missing."""
+
+
+class DeviceLost(RuntimeError):
+    """The accelerator failed, and every further call of this process would: end it and start another."""
 
 
 @runtime_checkable

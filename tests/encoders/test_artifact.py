@@ -214,10 +214,10 @@ def test_a_file_that_is_no_graph_is_refused(directory: Path) -> None:
 
 def test_unknown_backend_and_unlisted_file(directory: Path) -> None:
     artifact = Artifact.load(directory)
-    with pytest.raises(ArtifactError, match="onnxruntime or torch expected, got 'abacus'"):
+    with pytest.raises(ArtifactError, match=r"backend tensorrt, .* or onnxruntime expected, got 'abacus'"):
         artifact.open(backend="abacus")
-    with pytest.raises(ArtifactError, match=r"encoder\.safetensors: not listed"):
-        artifact.open(backend="torch")
+    with pytest.raises(ArtifactError, match=r"encoder\.s8s8\.onnx: not listed"):
+        artifact.read("encoder.s8s8.onnx")
 
 
 def test_golden_recording_obeys_einthoven_and_travels_whole() -> None:

@@ -1,0 +1,181 @@
+"""From a graph to an encoder by way of the plan cache: kept, damaged, stale and wrong plans, a cache that is not there."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from encoders import tensorrt_backend
+from encoders.base import BackendUnavailable, Encoder
+from encoders.engine import PlanCache, Recipe
+from encoders.engine_build import BuildError
+from encoders.engine_cuda import Gpu
+from encoders.model import EcgEncoder, EncoderConfig
+from encoders.tensorrt_backend import Planner, open_tensorrt
+from tests.encoders.host_gpu import HostCuda, host_tensorrt
+from training.release.onnx_graph import encoder_graph
+
+RECIPE = Recipe(profiles=((1, 4),))
+
+
+def graph(seed: int) -> bytes:
+    torch.manual_seed(seed)
+    return encoder_graph(EcgEncoder(EncoderConfig(dim=8)).eval())
+
+
+RIGHT, WRONG = graph(0), graph(1)
+WINDOW = np.random.default_rng(0).standard_normal((1, 12, 5000)).astype(np.float32)
+
+
+class Workshop:
+    """A machine whose builds give what `builds` says, each time the next."""
+
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch, *builds: bytes | Exception) -> None:
+        self.cuda, self.left, self.timings = HostCuda(), list(builds), list[bytes]()
+        self.planner = Planner(host_tensorrt(self.cuda, RECIPE), "9.0", "580.1", PlanCache(directory))
+        monkeypatch.setattr(tensorrt_backend, "build", self._build)
+
+    def _build(
+        self, trt: Any, onnx: bytes, recipe: Recipe, sm: str | None, timings: bytes, advance: object
+    ) -> tuple[bytes, bytes]:
+        assert sm is None
+        self.timings.append(timings)
+        made = self.left.pop(0)
+        if isinstance(made, Exception):
+            raise made
+        return made, b"timings %d" % len(self.timings)
+
+    def open(self, check: Callable[[Encoder], None] | None = None) -> Encoder:
+        digest = hashlib.sha256(RIGHT).hexdigest()
+        return open_tensorrt(RIGHT, digest, check or self.golden, RECIPE, planner=self.planner, cuda=self.cuda)
+
+    def golden(self, encoder: Encoder) -> None:
+        engine = tensorrt_backend.Engine(self.planner.trt, RIGHT, RECIPE, self.cuda)
+        expected = engine.run({"x": WINDOW})["embedding"]
+        engine.close()
+        if not float((encoder.encode(WINDOW) * expected).sum()) > 0.999:
+            raise ValueError("golden.npz: cosine of at least 0.999 expected")
+
+    def plan(self) -> Path:
+        return self.planner.cache.path(self.planner.parts(RIGHT, RECIPE))
+
+
+def test_built_once_then_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop = Workshop(tmp_path, monkeypatch, RIGHT)
+    for _ in range(2):
+        with shop.open() as encoder:
+            assert encoder.encode(WINDOW).shape == (1, 8)
+    assert shop.left == []
+    assert shop.plan().read_bytes() == RIGHT
+
+
+def test_the_timing_cache_is_handed_to_the_next_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop = Workshop(tmp_path, monkeypatch, RIGHT, RIGHT)
+    shop.open().close()
+    shop.plan().unlink()
+    shop.plan().with_suffix(".json").unlink()
+    shop.open().close()
+    assert shop.timings == [b"", b"timings 1"]
+
+
+def test_a_damaged_plan_never_reaches_the_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    shop = Workshop(tmp_path, monkeypatch, RIGHT, RIGHT)
+    shop.open().close()
+    shop.plan().write_bytes(WRONG)  # a whole plan, of another model
+    seen: list[bytes] = []
+    runtime = shop.planner.trt.Runtime
+
+    def watched(log: Any) -> Any:
+        real = runtime(log)
+        deserialise = real.deserialize_cuda_engine
+        real.deserialize_cuda_engine = lambda plan: seen.append(plan) or deserialise(plan)
+        return real
+
+    shop.planner.trt.Runtime = watched
+    shop.open(lambda encoder: None).close()
+    assert seen == [RIGHT]
+    assert any("sha256" in r.getMessage() and "expected, found" in r.getMessage() for r in caplog.records)
+
+
+@pytest.mark.parametrize("stale", [WRONG, b"\x00" * 50])
+def test_a_kept_plan_that_fails_is_built_again_once(
+    stale: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    shop = Workshop(tmp_path, monkeypatch, RIGHT)
+    shop.planner.cache.store(shop.planner.parts(RIGHT, RECIPE), stale)
+    with caplog.at_level(logging.WARNING), shop.open():
+        pass
+    assert [r.getMessage() for r in caplog.records if "the kept engine plan is built again: " in r.getMessage()]
+    assert shop.plan().read_bytes() == RIGHT
+    assert shop.left == []
+    assert not shop.cuda.live  # the stale one gave its memory back
+
+
+def test_a_fresh_plan_that_fails_too_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop = Workshop(tmp_path, monkeypatch, WRONG)
+    shop.planner.cache.store(shop.planner.parts(RIGHT, RECIPE), WRONG)
+    with pytest.raises(ValueError, match="cosine"):
+        shop.open()
+    assert shop.left == []
+
+
+def test_a_build_that_fails_says_whose_words_these_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop = Workshop(tmp_path, monkeypatch, BuildError("Unsupported SM."))
+    with pytest.raises(BackendUnavailable, match=r"tensorrt 0\.test builds no engine here: Unsupported SM\."):
+        shop.open()
+
+
+def test_a_cache_that_cannot_be_written_costs_the_next_start_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("no directory")
+    shop = Workshop(tmp_path / "file" / "engines", monkeypatch, RIGHT)
+    with shop.open() as encoder:
+        assert np.isfinite(encoder.encode(WINDOW)).all()
+    assert [r for r in caplog.records if "the engine plan is not kept, so the next start builds it again" in r.getMessage()]
+
+
+def test_a_small_gpu_is_said_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from encoders.base import DeviceLost
+
+    shop = Workshop(tmp_path, monkeypatch, RIGHT)
+    shop.cuda.limit = 100
+    with pytest.raises(DeviceLost, match="no memory on the accelerator for 1 windows at once"):
+        shop.open(lambda encoder: encoder.encode(WINDOW) and None)
+
+
+def test_plans_of_tensorrt_rtx_outlive_a_driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name, kept in (("tensorrt", False), ("tensorrt_rtx", True)):
+        trt, keys = host_tensorrt(HostCuda(), RECIPE, name), set()
+        monkeypatch.setattr(tensorrt_backend, "load_library", lambda trt=trt: trt)
+        for driver in ("580.1", "590.2"):
+            monkeypatch.setattr(tensorrt_backend, "probe", lambda driver=driver: Gpu("a GPU", "8.9", driver))
+            planner = Planner.here(tmp_path)
+            keys.add(planner.cache.path(planner.parts(RIGHT, RECIPE)))
+        assert (len(keys) == 1) is kept
+        if kept:
+            ahead = Planner.elsewhere("8.9", tmp_path)
+            assert ahead.cache.path(ahead.parts(RIGHT, RECIPE)) in keys
+
+
+def test_the_driver_is_asked_before_any_library_is_loaded() -> None:
+    code = (
+        "import sys\nfrom encoders.base import BackendUnavailable\nfrom encoders.tensorrt_backend import open_tensorrt\n"
+        "import encoders.engine_cuda as c\nc.ctypes.CDLL = lambda name: (_ for _ in ()).throw(OSError(name))\n"
+        "try: open_tensorrt(b'', '', print)\nexcept BackendUnavailable as error: print(error)\n"
+        "print([m for m in sys.modules if 'tensorrt' in m and 'encoders' not in m or m.startswith(('torch', 'cuda'))])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines()[0].startswith("no NVIDIA driver: libcuda.so.1 is not found"), done.stderr
+    assert done.stdout.splitlines()[1] == "[]"
