@@ -105,18 +105,36 @@ _LOW = BlockFir(_lowpass(LOW_PASS_TAPS, LOW_PASS_HZ, FS), block=64)
 _DOWN = BlockFir(_lowpass(DECIMATION_TAPS, 5.0, FS), down=DECIMATION)
 _DRIFT = BlockFir(_lowpass(HIGH_PASS_TAPS, HIGH_PASS_HZ, FS / DECIMATION), block=16)
 _UP = BlockFir(_interpolating_taps(), up=DECIMATION)
-_MARGIN = 50  # decimated samples (2.5 s) of reflected signal on each side of the high-pass
+MARGIN = 50  # decimated samples (2.5 s) of reflected signal on each side of the high-pass
 
 
 def bandpass(x: Floats) -> Floats:
     """x: (C, T) at 500 Hz -> 0.5 to 40 Hz, zero phase, same shape."""
-    n = x.shape[-1]
-    y = _LOW(x, n)
-    n_slow = -(-n // DECIMATION) + 2 * _MARGIN
-    wide = reflect(y, _MARGIN * DECIMATION, n_slow * DECIMATION - _MARGIN * DECIMATION - n)
-    drift = _DRIFT(_DOWN(wide, n_slow), n_slow)
-    y -= _UP(drift, _MARGIN * DECIMATION + n)[..., _MARGIN * DECIMATION :]
+    y = low_pass(x)
+    y -= interpolate(drift(slow(y)), y.shape[-1])
     return y
+
+
+def low_pass(x: Floats) -> Floats:
+    """x: (C, T) at 500 Hz -> below 40 Hz, same shape."""
+    return _LOW(x, x.shape[-1])
+
+
+def slow(y: Floats) -> Floats:
+    """y: (C, T) at 500 Hz -> (C, N) at 20 Hz, from MARGIN samples before sample 0 to as many after the end: mirrored signal."""
+    n = y.shape[-1]
+    n_slow = -(-n // DECIMATION) + 2 * MARGIN
+    return _DOWN(reflect(y, MARGIN * DECIMATION, (n_slow - MARGIN) * DECIMATION - n), n_slow)
+
+
+def drift(w: Floats) -> Floats:
+    """w: (C, N) as `slow` gives it -> what of it lies below 0.5 Hz, same shape."""
+    return _DRIFT(w, w.shape[-1])
+
+
+def interpolate(w: Floats, n: int) -> Floats:
+    """w: (C, N) as `drift` gives it -> (C, n) at 500 Hz."""
+    return _UP(w, MARGIN * DECIMATION + n)[..., MARGIN * DECIMATION :]
 
 
 _HALF_LOW, _HALF_SLOW, _HALF_DRIFT = LOW_PASS_TAPS // 2, DECIMATION_TAPS // DECIMATION // 2, HIGH_PASS_TAPS // 2

@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 from encoders.filters import Floats, to_band
 from encoders.signal import ABSENT, LEADS, WINDOW, Layout, SignalError, lead_bits
 
-__all__ = ["VERSION", "Calibrated", "Prepared", "calibrate", "prepare", "preprocess", "stack"]
+__all__ = ["FLOOR", "VERSION", "Calibrated", "Prepared", "calibrate", "mixing", "prepare", "preprocess", "stack"]
 
 VERSION = "2"  # written into manifest and finding; a change of any number here or in `filters` changes it
 
 GAP_MS = 200  # the longest stretch that a straight line may fill
 GAP_SHARE = 0.05  # the largest share of a window that may be filled
 FLAT_MV = 0.005  # a lead that moves less than this all window long carries no ECG
+FLOOR = {"mV": FLAT_MV / 10, "NU": 1e-6}  # the least scale of a lead
 
 
 @dataclass(frozen=True)
@@ -149,8 +150,19 @@ def prepare(calibrated: Calibrated, layout: Layout) -> Prepared:
     valid = out[:, :n]
     derived = derive(valid, mask) if layout.unit == "mV" else 0  # filters are linear: deriving after them is the same
     scale = np.sqrt((valid[:, None, :] @ valid[:, :, None])[:, 0, 0] / n)  # (12,), the band-passed mean is 0
-    valid *= 1 / np.maximum(scale, FLAT_MV / 10 if layout.unit == "mV" else 1e-6)[:, None]
+    valid *= 1 / np.maximum(scale, FLOOR[layout.unit])[:, None]
     return Prepared(out, mask | derived, derived, n, None)
+
+
+@lru_cache(maxsize=4096)
+def mixing(layout: Layout, usable: tuple[bool, ...]) -> tuple[Floats, int, int]:
+    """What `prepare` does across leads, for a graph: (12, C) from counts to the encoder's leads, their mask, derived ones."""
+    rows, mask = _places(tuple(lead for lead, use in zip(layout.leads, usable, strict=True) if use))
+    mix = np.zeros((len(LEADS), len(layout.leads)), dtype=np.float32)
+    mix[rows, np.flatnonzero(usable)] = 1 / np.asarray(layout.gain, dtype=np.float32)[np.array(usable)]
+    derived = derive(mix, mask) if layout.unit == "mV" else 0
+    mix.flags.writeable = False
+    return mix, mask | derived, derived
 
 
 def preprocess(samples: NDArray[np.int16], layout: Layout) -> Prepared:
