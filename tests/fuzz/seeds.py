@@ -171,16 +171,18 @@ def _csvs() -> list[bytes]:
 
 
 def _dicoms() -> list[bytes]:
-    """pydicom's own resting ECG, with 60 samples left of each group."""
+    """pydicom's own resting ECG: 60 samples of two leads left of each group, and no annotations, of which it has many."""
     import pydicom
     from pydicom.data import get_testdata_file
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         data = pydicom.dcmread(str(get_testdata_file("waveform_ecg.dcm", download=False)))
+        del data.WaveformAnnotationSequence
         for group in data.WaveformSequence:
-            group.NumberOfWaveformSamples = 60
-            group.WaveformData = group.WaveformData[: 60 * 2 * int(group.NumberOfWaveformChannels)]
+            group.ChannelDefinitionSequence = group.ChannelDefinitionSequence[:2]
+            group.NumberOfWaveformChannels, group.NumberOfWaveformSamples = 2, 60
+            group.WaveformData = group.WaveformData[:240]
         whole = io.BytesIO()
         data.save_as(whole)
         data.WaveformSequence = data.WaveformSequence[:1]

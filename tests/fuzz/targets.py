@@ -238,9 +238,12 @@ def thresholds(data: bytes) -> None:
 def _load_artifact(changed: Mapping[str, bytes]) -> None:
     from tests.fuzz.seeds import artifact_files
 
-    where = folder() / "artifact"
-    where.mkdir(exist_ok=True)
-    for name, content in {**artifact_files(), **changed}.items():
+    where = folder() / "-".join(["artifact", *changed])
+    if not where.exists():
+        where.mkdir()
+        for name, content in artifact_files().items():
+            (where / name).write_bytes(content)
+    for name, content in changed.items():  # always the same ones here: the others stay as they are
         (where / name).write_bytes(content)
     Artifact.load(where)
 
