@@ -175,7 +175,7 @@ async def _demo(
             for key, value in messages:
                 memory.append(settings.chunks_topic, key, value)
 
-        embedded = MemoryBroker(memory, group=settings.group, chunks=settings.chunks_topic, findings=settings.findings_topic)
+        embedded = MemoryBroker(memory, group=settings.group, chunks=settings.chunks_topic)
         await run_demo(embedded, send, sources, model, settings, speed, on_finding, tick, labels, metrics)
         return
     from stream_worker.kafka import topics as topic_plan

@@ -124,13 +124,10 @@ class MemoryLog:
 class MemoryBroker:
     """The broker seam over a MemoryLog; the only worker of its group, so it owns every partition of the chunks topic."""
 
-    def __init__(
-        self, log: MemoryLog, *, group: str = "ecg-worker", chunks: str = "ecg.chunks", findings: str = "ecg.findings"
-    ) -> None:
+    def __init__(self, log: MemoryLog, *, group: str = "ecg-worker", chunks: str = "ecg.chunks") -> None:
         self._log = log
         self._group = group
         self._chunks = chunks
-        self._findings = findings
         self._next: dict[int, int] = {}
         self._paused: set[int] = set()
         self._fenced: set[int] = set()
@@ -149,10 +146,10 @@ class MemoryBroker:
 
     async def start(self, on_assigned: OnPartitions, on_revoked: OnPartitions) -> None:
         self._reach()
-        if self.chunk_partitions() == 0:
+        if self.partitions(self._chunks) == 0:
             raise ConfigError(f"topic {self._chunks} does not exist")
         self._on_assigned, self._on_revoked = on_assigned, on_revoked
-        await self._assign(frozenset(range(self.chunk_partitions())))
+        await self._assign(frozenset(range(self.partitions(self._chunks))))
 
     async def stop(self) -> None:
         await self._revoke()
@@ -246,11 +243,8 @@ class MemoryBroker:
             return None
         return max(0, self._log.bounds(self._chunks, partition)[1] - self._next[partition])
 
-    def chunk_partitions(self) -> int:
-        return self._log.partitions(self._chunks)
-
-    def findings_partitions(self) -> int:
-        return self._log.partitions(self._findings)
+    def partitions(self, topic: str) -> int:
+        return self._log.partitions(topic)
 
     async def publish(self, messages: Sequence[Outgoing]) -> Sequence[int]:
         self._reach()

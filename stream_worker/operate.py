@@ -45,6 +45,7 @@ def kafka_broker(settings: Settings) -> Broker:
         group=settings.group,
         chunks=settings.chunks_topic,
         findings=settings.findings_topic,
+        dead_letters=settings.dead_letters_topic,
         security=security_of(settings),
         start_timeout_s=settings.outage_limit_s,
     )

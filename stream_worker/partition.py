@@ -10,6 +10,7 @@ from stream_worker.ledger import Ledger
 from stream_worker.records import Closed, DeadLetter, Event, Finding, Rejected, Window
 from stream_worker.recovery import Recovered
 from stream_worker.seam import Record
+from stream_worker.shed import Delay, Share
 from stream_worker.window import Windower
 from stream_worker.wire import Decoder, dead_letter
 
@@ -23,6 +24,12 @@ class Work(NamedTuple):
     events: list[Window | Closed]
     letters: list[DeadLetter]
     processed: int
+    shed: frozenset[int] = frozenset()  # places in `events` of windows that are not scored
+
+    @property
+    def to_score(self) -> list[Window | Closed]:
+        """The others."""
+        return [event for at, event in enumerate(self.events) if at not in self.shed] if self.shed else self.events
 
 
 class Partition:
@@ -35,23 +42,27 @@ class Partition:
         self.voids = 0  # transactions that failed since the last that did not
         self.windower: Windower | None = None
         self.ledger = Ledger(0, 0)
+        self.waits_for = ""  # what holds its recovery up
+        self.delivered = 0  # offset after the last record delivered
         self.taken = 0  # offset after the last record taken
         self.findings_end = 0  # one past the last finding of this partition that we know of
         self.quiet_below = 0  # dead letters of records below were written by a former owner
         self.in_flight = 0  # works submitted, not yet published
         self.dirty = False
         self.at_end_since: float | None = None
+        self.delay, self.share = Delay(), Share()
 
     def restore(self, state: Recovered) -> None:
         """Go on where the former owner stopped. The position is committed at once: a crash starts here again."""
         self.windower, self.ledger, self.findings_end = state.windower, state.ledger, state.findings_end
         self.quiet_below, self.dirty = state.ledger.processed, True
-        self.taken = state.start
+        self.taken = self.delivered = state.start
 
-    def take(self, records: Sequence[Record], decode: Decoder, keep_payload: bool) -> Work:
-        """Records in offset order -> one Work."""
+    def take(self, records: Sequence[Record], decode: Decoder, keep_payload: bool, lags: bool = False) -> Work:
+        """Records in offset order -> one Work. lags: windows beyond a stream's share are not to be scored."""
         assert self.windower is not None
         windower, events, letters = self.windower, list[Window | Closed](), list[DeadLetter]()
+        shed: list[int] = []
         for record in records:
             try:
                 chunk = decode(record.key, record.value)
@@ -61,11 +72,17 @@ class Partition:
                 outcome = windower.push(chunk, record.offset, record.timestamp_ms)
             for event in outcome:
                 if not isinstance(event, Rejected):
+                    if isinstance(event, Window) and self._beyond_share(event, lags):
+                        shed.append(len(events))
                     events.append(event)
                 elif record.offset >= self.quiet_below:
                     letters.append(dead_letter(self.number, event.offset, event.code, record.value, keep_payload))
         self.taken = records[-1].offset + 1
-        return Work(self, events, letters, self.taken)
+        return Work(self, events, letters, self.taken, frozenset(shed))
+
+    def _beyond_share(self, window: Window, lags: bool) -> bool:
+        assert self.windower is not None
+        return self.share.exceeded(window.key[0], self.windower.rules.hop_ms, self.windower.clock_ms, lags)
 
     def conclude_idle(self) -> Work | None:
         """The reader stood at the end for longer than the idle time: end what is open."""

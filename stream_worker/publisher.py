@@ -22,6 +22,7 @@ __all__ = ["Deadline", "Publisher", "Transactor"]
 Scored = tuple[Work, list[Finding]]
 
 log = structlog.get_logger(__name__)
+HUNG_S = 2.0  # a transaction that takes longer is no longer waited for: the others go on without its partition
 
 
 class Deadline:
@@ -113,6 +114,17 @@ class Publisher:
     async def settle(self, parts: Sequence[Partition]) -> None:
         """Get out what has come so far; called often while these run dry."""
 
+    async def commit_soon(self, parts: Sequence[Partition]) -> None:
+        """`commit`, called at every interval."""
+        await self.commit(parts)
+
+    def hung(self) -> list[Partition]:
+        """Those whose publishing has stood still for a while, though others go on."""
+        return []
+
+    async def close(self) -> None:
+        """Nothing is published any more."""
+
     async def commit(self, parts: Sequence[Partition]) -> None:
         """W with P and F for every partition where something moved."""
         positions = {part.number: Position(*part.position()) for part in parts if part.dirty and part.windower is not None}
@@ -136,28 +148,67 @@ class Transactor(Publisher):
         super().__init__(*args)
         self.void = void
         self._gathered: dict[Partition, list[Scored]] = {}
-        self._turn = asyncio.Lock()
+        self._turns: dict[Partition, asyncio.Task[None]] = {}  # transactions under way
+        self._began: dict[Partition, float] = {}
 
     async def _hand_on(self, batch: list[Scored]) -> None:
         for work, findings in batch:
             if work.part.owned:
                 self._gathered.setdefault(work.part, []).append((work, findings))
-        waiting = sum(len(work.events) + len(work.letters) for held in self._gathered.values() for work, _ in held)
+        hung = self.hung()
+        going = {part: held for part, held in self._gathered.items() if part not in hung}
+        waiting = sum(len(work.events) + len(work.letters) for held in going.values() for work, _ in held)
         if waiting >= self._settings.queue_windows:
-            await self.settle(list(self._gathered))  # too much to wait for the next commit
+            await self._end(self._begin(list(going)), HUNG_S)  # too much to wait for the next commit
 
     async def settle(self, parts: Sequence[Partition]) -> None:
         await self.commit([part for part in parts if part in self._gathered])
 
     async def commit(self, parts: Sequence[Partition]) -> None:
-        async with self._turn:
-            mine = [part for part in parts if part.owned and part.windower is not None]
-            moved = [part for part in mine if part.dirty or part in self._gathered]
-            ended = await asyncio.gather(*map(self._transact, moved), return_exceptions=True)
-            for error in ended:
-                if error is not None:
-                    raise error
-            self._gathered = {part: held for part, held in self._gathered.items() if part.owned}
+        underway = [self._turns[part] for part in parts if part in self._turns]
+        try:
+            await self._end(underway, None)  # what has come since it began is not in it
+            await self._end(self._begin(parts), None)
+        except asyncio.CancelledError:
+            for part in parts:
+                if part in self._turns:
+                    self._turns[part].cancel()
+            raise
+
+    async def commit_soon(self, parts: Sequence[Partition]) -> None:
+        """One partition whose transaction stands still keeps no other from its commit."""
+        hung = self.hung()
+        await self._end(self._begin([part for part in parts if part not in hung]), HUNG_S)
+        self._gathered = {part: held for part, held in self._gathered.items() if part.owned}
+
+    async def close(self) -> None:
+        for task in self._turns.values():
+            task.cancel()
+        await asyncio.gather(*self._turns.values(), return_exceptions=True)
+
+    def hung(self) -> list[Partition]:
+        now = self._clock()
+        return [part for part, began in self._began.items() if now - began >= HUNG_S]
+
+    def _begin(self, parts: Sequence[Partition]) -> list[asyncio.Task[None]]:
+        """A transaction for each of these where something moved and none is under way; and those whose time is up."""
+        for part in parts:
+            moved = part.owned and part.windower is not None and (part.dirty or part in self._gathered)
+            if moved and part not in self._turns:
+                self._turns[part] = asyncio.create_task(self._transact(part), name=f"transact-{part.number}")
+                self._began[part] = self._clock()
+        return [task for part, task in self._turns.items() if part in parts or task.done()]
+
+    async def _end(self, turns: Sequence[asyncio.Task[None]], patience_s: float | None) -> None:
+        """Wait until they have ended, or for as long. Raises what ended one of them."""
+        if turns:
+            await asyncio.wait(turns, timeout=patience_s)
+        ended = [(part, task) for part, task in self._turns.items() if task.done()]
+        for part, _ in ended:
+            del self._turns[part], self._began[part]
+        for _, task in ended:
+            if not task.cancelled():  # as is what belongs to a partition that was taken away
+                task.result()
 
     async def _transact(self, part: Partition) -> None:
         batch = self._gathered.pop(part, [])

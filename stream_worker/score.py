@@ -62,6 +62,10 @@ def _amplitude(layout: Layout) -> Literal["mV", "lost"]:
     return "mV" if layout.unit == "mV" else "lost"
 
 
+def _unprepared(window: Window, reason: str) -> Ready:
+    return chain.Prepared(_NOTHING, 0, 0, 0, reason), Quality({}, 0, None, False, _amplitude(window.layout))
+
+
 class Scorer:
     """Scores batches against one bank. `with_bank` gives the same scorer for another; both raise BankError on a mismatch."""
 
@@ -84,7 +88,11 @@ class Scorer:
             log.exception(
                 "a window could not be prepared", stream=window.key[0], first=window.first, fs_mhz=window.layout.fs_mhz
             )
-            return chain.Prepared(_NOTHING, 0, 0, 0, "engine"), Quality({}, 0, None, False, _amplitude(window.layout))
+            return _unprepared(window, "engine")
+
+    def unscored(self, event: Window | Closed, reason: str) -> Finding:
+        """The finding of a window that is not scored, for a reason of the worker's own: engine, shed."""
+        return self._finding(event, _unprepared(event, reason) if isinstance(event, Window) else None, None)
 
     def __call__(self, events: Sequence[Window | Closed]) -> list[Finding]:
         """One finding an event, in order."""

@@ -149,11 +149,8 @@ class Broker(Protocol):
     def lag(self, partition: int) -> int | None:
         """Records between the next one to be delivered and the end as last heard of; None before the first fetch."""
 
-    def chunk_partitions(self) -> int:
-        """Partition count of the chunks topic, as last heard of."""
-
-    def findings_partitions(self) -> int:
-        """Partition count of the findings topic, as last heard of; 0 when there is no such topic."""
+    def partitions(self, topic: str) -> int:
+        """How many a topic has, as last heard of; 0 when there is no such topic, or it was never asked for."""
 
     async def publish(self, messages: Sequence[Outgoing]) -> Sequence[int]:
         """Publish all, in order within a partition, and wait until all copies have them. Returns their offsets.

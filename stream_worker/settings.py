@@ -44,6 +44,11 @@ class Settings(BaseSettings):
     batch_size: int = Field(32, ge=1, le=2048, description="windows a batch")
     batch_deadline_ms: int = Field(100, ge=1, le=10_000, description="the longest a window waits for its batch")
     queue_windows: int = Field(512, ge=1, description="closed windows that may wait before reading pauses")
+    shed_after_s: float = Field(
+        10.0,
+        gt=0,
+        description="in a partition that is behind for longer, windows beyond a stream's share are not scored (shed)",
+    )
     delivery: Literal["exactly_once", "at_least_once"] = Field(
         "exactly_once", description="exactly_once: findings and commit in one transaction, seen at the next commit"
     )

@@ -38,6 +38,7 @@ class Metrics:
         self.chunks = Counter("ecg_chunks", "Chunk records read", registry=r)
         self.windows = Counter("ecg_windows", "Findings published, by outcome", ["outcome"], registry=r)
         self.dead_letters = Counter("ecg_dead_letters", "Dead letters published, by reason", ["reason"], registry=r)
+        self.shed = Counter("ecg_shed_windows", "Windows published unscored because their stream exceeds its share", registry=r)
         self.dropped_tails = Gauge("ecg_dropped_tails", "Ends of runs shorter than 5 s, not scored", registry=r)
         self.lost_records = Counter("ecg_lost_records", "Records that retention removed before they were read", registry=r)
         self.lag = Gauge("ecg_lag_records", "Records behind the end of the partition", ["partition"], registry=r)

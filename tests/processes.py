@@ -39,6 +39,7 @@ class World:
             "ECG_HTTP_HOST": "127.0.0.1",
             "ECG_START": "earliest",
             "ECG_COMMIT_INTERVAL_MS": "200",
+            "ECG_SHED_AFTER_S": "3600",  # signal comes faster here than it was recorded
             **({"ECG_REDIS": redis} if redis else {}),
             **env,
         }

@@ -57,6 +57,7 @@ class KafkaBroker:
         group: str = "ecg-worker",
         chunks: str = "ecg.chunks",
         findings: str = "ecg.findings",
+        dead_letters: str = "ecg.dead-letters",
         security: Mapping[str, Any] | None = None,
         client_id: str = "ecg-worker",
         start_timeout_s: float = 60.0,
@@ -67,7 +68,6 @@ class KafkaBroker:
         self._bootstrap = bootstrap
         self._group = group
         self._chunks = chunks
-        self._findings = findings
         self._common = {"bootstrap_servers": bootstrap, "client_id": client_id, **(security or {})}
         self._start_timeout_s = start_timeout_s
         self._publish_timeout_s = publish_timeout_s
@@ -77,7 +77,7 @@ class KafkaBroker:
         self._consumer: AIOKafkaConsumer | None = None
         self._writer: KafkaWriter | None = None
         self._on_revoked: OnPartitions | None = None
-        self._topics = TopicWatch(bootstrap, (chunks, findings), self._count_partitions, self._fail)
+        self._topics = TopicWatch(bootstrap, (chunks, findings, dead_letters), self._count_partitions, self._fail)
         self._assigned: frozenset[int] = frozenset()
         self._next: dict[int, int] = {}
         self._paused: set[int] = set()
@@ -311,11 +311,8 @@ class KafkaBroker:
 
     # What goes on around
 
-    def chunk_partitions(self) -> int:
-        return self._topics.count(self._chunks)
-
-    def findings_partitions(self) -> int:
-        return self._topics.count(self._findings)
+    def partitions(self, topic: str) -> int:
+        return self._topics.count(topic)
 
     async def _count_partitions(self, topics: Sequence[str], limit_s: float) -> dict[str, int]:
         described = await self._bounded(self._administrator().describe_topics(list(topics)), limit_s, "topics")

@@ -17,6 +17,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
@@ -50,6 +51,7 @@ class ConfluentBroker:
         group: str = "ecg-worker",
         chunks: str = "ecg.chunks",
         findings: str = "ecg.findings",
+        dead_letters: str = "ecg.dead-letters",
         security: Mapping[str, Any] | None = None,
         client_id: str = "ecg-worker",
         start_timeout_s: float = 60.0,
@@ -57,7 +59,7 @@ class ConfluentBroker:
         request_timeout_s: float = 15.0,
         session_timeout_s: float = 10.0,
     ) -> None:
-        self._bootstrap, self._group, self._chunks, self._findings = bootstrap, group, chunks, findings
+        self._bootstrap, self._group, self._chunks = bootstrap, group, chunks
         self._common = configuration(bootstrap, security or {}, client_id)
         self._start_timeout_s, self._publish_timeout_s = start_timeout_s, publish_timeout_s
         self._request_timeout_s, self._session_timeout_s = request_timeout_s, session_timeout_s
@@ -67,7 +69,7 @@ class ConfluentBroker:
         self._transactions: dict[int, Transaction] = {}
         self._threads: dict[str, ThreadPoolExecutor] = {}
         self._callbacks: tuple[OnPartitions, OnPartitions] | None = None  # on_assigned, on_revoked
-        self._topics = TopicWatch(bootstrap, (chunks, findings), self._count_partitions, self._fail)
+        self._topics = TopicWatch(bootstrap, (chunks, findings, dead_letters), self._count_partitions, self._fail)
         self._joined = False
         self._assigned: frozenset[int] = frozenset()
         self._next: dict[int, int] = {}  # of what was sought
@@ -301,12 +303,24 @@ class ConfluentBroker:
         await self._let_go([partition])
         name = f"{self._group}/{self._chunks}/{partition}"
         starting = self._thread(f"transact-{partition}", Transaction, self._common, name, self._request_timeout_s)
+        epoch = self._epoch
         try:
-            self._transactions[partition] = await starting
+            transaction = await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            starting.add_done_callback(partial(self._unwanted, partition))
+            raise
         except KafkaException as error:
             if error.args[0].code() in REFUSED:
                 raise refusal(error.args[0], self._bootstrap) from error
             raise BrokerUnavailable(f"fencing {name} at {self._bootstrap}: {error.args[0].str()}") from error
+        if self._epoch != epoch:  # the partition was taken away while it started
+            self._unwanted(partition, starting)
+            raise Fenced(partition, "it was taken away while it was fenced")
+        self._transactions[partition] = transaction
+
+    def _unwanted(self, partition: int, started: asyncio.Future[Transaction]) -> None:
+        if not started.cancelled() and started.exception() is None:
+            self._thread(f"transact-{partition}", started.result().close)
 
     async def transact(
         self, partition: int, messages: Sequence[Outgoing], position: Callable[[Sequence[int]], Position]
@@ -346,11 +360,8 @@ class ConfluentBroker:
 
     # What goes on around
 
-    def chunk_partitions(self) -> int:
-        return self._topics.count(self._chunks)
-
-    def findings_partitions(self) -> int:
-        return self._topics.count(self._findings)
+    def partitions(self, topic: str) -> int:
+        return self._topics.count(topic)
 
     async def _count_partitions(self, topics: Sequence[str], limit_s: float) -> dict[str, int]:
         return await self._asked().counts(topics, limit_s)

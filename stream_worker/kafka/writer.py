@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -53,6 +54,7 @@ class KafkaWriter:
         self._retired: set[AIOKafkaProducer] = set()  # being closed, by tasks that may themselves be ended
 
     async def ready(self) -> AIOKafkaProducer:
+        self._turns = Counter[int]()  # how often each partition was let go
         """The idempotent producer, started."""
         if self._producer is None:
             self._producer = await self._start()
@@ -93,7 +95,8 @@ class KafkaWriter:
         named = f"{group}/{chunk.topic}/{chunk.partition}"
         try:
             async with self._limited(self._request_timeout_s, f"fencing {named}"):
-                self._transactional[chunk.partition] = await self._start(transactional_id=named)
+        turn = self._turns[chunk.partition]
+                producer = await self._start(transactional_id=named)
         except _REFUSED as error:
             raise refusal(error, self._bootstrap) from error
         except KafkaError as error:  # a broken connection, or two that fence at once, are not called retriable
@@ -101,6 +104,10 @@ class KafkaWriter:
 
     async def transact(
         self, group: str, chunk: TopicPartition, messages: Sequence[Outgoing], position: Callable[[Sequence[int]], Position]
+        if self._turns[chunk.partition] != turn:  # let go, or fenced again, while it started
+            self._retire(producer)
+            raise Fenced(chunk.partition, "it was let go while it was fenced")
+        self._transactional[chunk.partition] = producer
     ) -> None:
         """See `seam.Broker.transact`."""
         producer = self._transactional.get(chunk.partition)
@@ -167,6 +174,7 @@ class KafkaWriter:
             producer = self._transactional.pop(partition, None)
             if producer is not None:
                 self._retire(producer)
+            self._turns[partition] += 1
 
     def _retire(self, producer: AIOKafkaProducer) -> None:
         self._retired.add(producer)

@@ -132,7 +132,7 @@ async def _worker(settings: Settings, total: int, kind: type[Scorer]) -> float:
     while not count():
         await asyncio.sleep(0.002)
     first, began = count(), time.perf_counter()
-    while count() < total or any(part.in_flight for part in pipeline.parts.values()):
+    while count() < total or any(part.in_flight for part in pipeline.holdings.parts.values()):
         assert not task.done(), task
         await asyncio.sleep(0.005)
     rate = (total - first) / (time.perf_counter() - began)

@@ -57,7 +57,7 @@ def expected_ids(messages: Sequence[tuple[bytes, bytes]], shipped: Artifact, par
     async def run() -> None:
         with shipped.open() as encoder:
             bank = shipped.bank()
-            settings = load_settings(start="earliest", commit_interval_ms=50)
+            settings = load_settings(start="earliest", commit_interval_ms=50, shed_after_s=3600)
             pipeline = Pipeline(MemoryBroker(log), lambda: Scorer(encoder, bank), settings, Metrics(), FixedBank(bank))
             task = asyncio.create_task(pipeline.run())
             while sum(position.offset for position in log.commits.values()) < len(messages):

@@ -34,7 +34,7 @@ class MemoryWorld:
         self.log = MemoryLog({self.chunks: partitions, self.findings: partitions})
 
     def broker(self, **options: Any) -> Broker:
-        return MemoryBroker(self.log, chunks=self.chunks, findings=self.findings, group=options.get("group", "group"))
+        return MemoryBroker(self.log, chunks=self.chunks, group=options.get("group", "group"))
 
     async def append(self, partition: int, values: Sequence[bytes], **options: Any) -> int:
         offsets = [self.log.append_to(self.chunks, partition, value, value) for value in values]

@@ -34,7 +34,13 @@ X = signal(L, 60_000)
 
 
 def settings(**changes: Any) -> Settings:
-    fields: dict[str, Any] = {"start": "earliest", "commit_interval_ms": 50, "batch_deadline_ms": 5, "_env_file": None}
+    fields: dict[str, Any] = {
+        "start": "earliest",
+        "commit_interval_ms": 50,
+        "batch_deadline_ms": 5,
+        "shed_after_s": 1e9,
+        "_env_file": None,
+    }
     return Settings(**(fields | changes))
 
 
@@ -396,8 +402,8 @@ async def test_a_slow_encoder_pauses_reading_and_bounds_what_waits(monkeypatch: 
                 send(log, i, i + 2500, f"s{stream}")
         while len(published(log)) < 400:
             await asyncio.sleep(0.005)
-            depth[0] = max(depth[0], p._waiting)
-            paused[0] += p._paused
+            depth[0] = max(depth[0], p.scoring.waiting)
+            paused[0] += p._crowded
     assert paused[0] > 0
     assert depth[0] <= 2 * 8 + 64  # twice the limit, and one slice of 64 records
     for stream in range(200):
@@ -412,7 +418,7 @@ async def test_a_flood_of_bad_records_is_bounded_too() -> None:
     depth = 0
     async with running(pipeline(log, queue_windows=64)) as p:
         while len(published(log, "ecg.dead-letters")) < 3000:
-            depth = max(depth, p._waiting)
+            depth = max(depth, p.scoring.waiting)
             await asyncio.sleep(0.005)
     assert depth <= 2 * 64 + 64  # twice the limit, and one slice of 64 records
     assert sum(committed(log).values()) == 3000

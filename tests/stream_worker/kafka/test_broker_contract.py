@@ -227,7 +227,7 @@ async def test_read_back_ends_where_the_log_ended_when_it_was_called(world: Worl
 
 
 async def test_counts_and_an_unknown_partition(world: World, broker: Broker) -> None:
-    assert (broker.chunk_partitions(), broker.findings_partitions()) == (2, 2)
+    assert (broker.partitions(world.chunks), broker.partitions(world.findings)) == (2, 2)
     with pytest.raises(ConfigError, match="partition"):
         await broker.publish([Outgoing(world.findings, 5, b"k", b"v")])
     assert await broker.publish([Outgoing(world.findings, partition_for(b"k", 2), b"k", b"v")]) == [0]

@@ -161,9 +161,9 @@ async def test_added_partitions_of_findings_are_seen_and_used(world: KafkaWorld)
         await admin._send_to_controller(
             CreatePartitionsRequest(topic_partitions=[(world.findings, (6, None))], timeout=10_000, validate_only=False)
         )
-        await until(lambda: broker.findings_partitions() == 6, [broker])
+        await until(lambda: broker.partitions(world.findings) == 6, [broker])
         assert await broker.publish([Outgoing(world.findings, 5, b"k", b"v")]) == [0]
-        assert broker.chunk_partitions() == 4
+        assert broker.partitions(world.chunks) == 4
     finally:
         await admin.close()
         await broker.stop()

@@ -142,7 +142,7 @@ def exactly_once(log: MemoryLog, kind: type[MemoryBroker] = MemoryBroker, **chan
 async def test_every_window_once_whatever_becomes_of_the_transactions(
     kind: type[MemoryBroker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stream_worker.pipeline.FIRST_DELAY_S", 0.01)
+    monkeypatch.setattr("stream_worker.holding.FIRST_DELAY_S", 0.01)
     messages = list(fleet(6, 47, chunk_ms=500, drop=0.02, duplicate=0.05, reorder=0.05, seed=3))
     truth, log = MemoryLog(TOPICS), MemoryLog(TOPICS)
     for key, value, second in messages:
@@ -168,7 +168,7 @@ async def test_nothing_is_seen_before_its_commit_and_all_of_it_after_a_stop() ->
     for key, value, second in fleet(2, 25, seed=1):
         log.append("ecg.chunks", key, value, timestamp_ms=int(second * 1000))
     async with running(exactly_once(log, commit_interval_ms=60_000)) as p:
-        await until(lambda: p._waiting == 0 and any(part.in_flight for part in p.parts.values()))
+        await until(lambda: p.scoring.waiting == 0 and any(part.in_flight for part in p.holdings.parts.values()))
         assert published(log) == []
     assert len(published(log)) == 6  # two whole windows and a tail of 5 s a stream
 
@@ -183,7 +183,7 @@ async def test_a_sink_that_takes_nothing_holds_reading_up() -> None:
         log.append("ecg.chunks", key, value, timestamp_ms=0)
     p = exactly_once(log, Stuck, queue_windows=8, drain_s=0.1)
     async with running(p):
-        await until(lambda: p._paused or p._waiting >= 16, 20)
+        await until(lambda: p._crowded or p.scoring.waiting >= 16, 20)
         await asyncio.sleep(0.5)
         gathered = sum(len(work.events) for held in p.publisher._gathered.values() for work, _ in held)  # type: ignore[attr-defined]
         assert gathered <= 8 + 64  # and what one slice of records closes
