@@ -55,6 +55,9 @@ def configuration(bootstrap: str, security: Mapping[str, Any], client_id: str) -
         "log.connection.close": False,
         "reconnect.backoff.max.ms": 1000,
         "topic.metadata.refresh.interval.ms": METADATA_AGE_MS,
+        # Asked to begin anew at the bootstrap servers when all brokers are gone, the client forgets the broker that it holds for
+        # the group's coordinator, and waits for that one for ever: a transaction's offsets beyond their limit, its end as well.
+        "metadata.recovery.strategy": "none",
         **{_NAMES[name]: value for name, value in security.items() if name in _NAMES},
     }
     context: ssl.SSLContext | None = security.get("ssl_context")

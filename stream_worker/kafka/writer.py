@@ -19,6 +19,7 @@ from aiokafka.errors import (
     GroupAuthorizationFailedError,
     KafkaError,
     MessageSizeTooLargeError,
+    ProducerClosed,
     TopicAuthorizationFailedError,
     TransactionalIdAuthorizationFailed,
 )
@@ -28,8 +29,10 @@ from stream_worker.kafka.admin import closed, refusal
 from stream_worker.kafka.topic_watch import TopicWatch
 from stream_worker.seam import Fenced, Outgoing, Position
 
-__all__ = ["METADATA_AGE_MS", "KafkaWriter"]
+__all__ = ["METADATA_AGE_MS", "KafkaWriter", "ended"]
 
+_STOP_S = 5.0  # for what is under way; nobody waits for its outcome any more
+_CANCEL_S = 0.1
 METADATA_AGE_MS = 30_000  # added partitions are noticed, and shared out anew, after this long
 _REFUSED = (  # what starting over does not mend
     GroupAuthorizationFailedError, MessageSizeTooLargeError, TopicAuthorizationFailedError, TransactionalIdAuthorizationFailed,
@@ -51,10 +54,10 @@ class KafkaWriter:
         self._publish_timeout_s, self._request_timeout_s, self._spawn = publish_timeout_s, request_timeout_s, spawn
         self._producer: AIOKafkaProducer | None = None
         self._transactional: dict[int, AIOKafkaProducer] = {}
+        self._turns = Counter[int]()  # how often each partition was let go
         self._retired: set[AIOKafkaProducer] = set()  # being closed, by tasks that may themselves be ended
 
     async def ready(self) -> AIOKafkaProducer:
-        self._turns = Counter[int]()  # how often each partition was let go
         """The idempotent producer, started."""
         if self._producer is None:
             self._producer = await self._start()
@@ -74,7 +77,7 @@ class KafkaWriter:
         try:
             await producer.start()
         except BaseException:
-            await closed(producer.stop(), "producer")
+            await ended(producer)
             raise
         return producer
 
@@ -92,22 +95,22 @@ class KafkaWriter:
     async def fence(self, group: str, chunk: TopicPartition) -> None:
         """See `seam.Broker.fence`. The client's start waits until the former owner's transaction has ended."""
         self.let_go([chunk.partition])
+        turn = self._turns[chunk.partition]
         named = f"{group}/{chunk.topic}/{chunk.partition}"
         try:
             async with self._limited(self._request_timeout_s, f"fencing {named}"):
-        turn = self._turns[chunk.partition]
                 producer = await self._start(transactional_id=named)
         except _REFUSED as error:
             raise refusal(error, self._bootstrap) from error
         except KafkaError as error:  # a broken connection, or two that fence at once, are not called retriable
             raise BrokerUnavailable(f"fencing {named} at {self._bootstrap}: {error!r}") from error
-
-    async def transact(
-        self, group: str, chunk: TopicPartition, messages: Sequence[Outgoing], position: Callable[[Sequence[int]], Position]
         if self._turns[chunk.partition] != turn:  # let go, or fenced again, while it started
             self._retire(producer)
             raise Fenced(chunk.partition, "it was let go while it was fenced")
         self._transactional[chunk.partition] = producer
+
+    async def transact(
+        self, group: str, chunk: TopicPartition, messages: Sequence[Outgoing], position: Callable[[Sequence[int]], Position]
     ) -> None:
         """See `seam.Broker.transact`."""
         producer = self._transactional.get(chunk.partition)
@@ -171,17 +174,17 @@ class KafkaWriter:
     def let_go(self, partitions: Iterable[int]) -> None:
         """Their transactional producers are closed; what they had not committed is void."""
         for partition in partitions:
+            self._turns[partition] += 1
             producer = self._transactional.pop(partition, None)
             if producer is not None:
                 self._retire(producer)
-            self._turns[partition] += 1
 
     def _retire(self, producer: AIOKafkaProducer) -> None:
         self._retired.add(producer)
         self._spawn(self._end(producer))
 
     async def _end(self, producer: AIOKafkaProducer) -> None:
-        await closed(producer.stop(), "producer", self._publish_timeout_s)
+        await ended(producer)
         self._retired.discard(producer)
 
     async def close(self) -> None:
@@ -189,7 +192,25 @@ class KafkaWriter:
         producers = [*self._transactional.values(), *([self._producer] if self._producer else []), *self._retired]
         self._transactional, self._producer = {}, None
         self._retired.clear()
-        await asyncio.gather(*(closed(producer.stop(), "producer") for producer in producers))
+        await asyncio.gather(*map(ended, producers))
+
+
+async def ended(producer: AIOKafkaProducer) -> None:
+    """Stop a producer and leave nothing of it behind.
+
+    The client's own stop() waits until what was given to it is sent. Where it will not be (no broker, or fenced in the middle), it
+    is cut off, and would leave its sender, which tries for ever, its connections and all their memory.
+    """
+    accumulator, sender, client = producer._message_accumulator, producer._sender, producer.client
+    try:
+        await closed(producer.stop(), "producer", _STOP_S)
+    finally:
+        accumulator.fail_all(ProducerClosed())
+        task = sender.sender_task
+        while task is not None and not task.done():  # once for each request that it waits for
+            task.cancel()
+            await asyncio.wait({task}, timeout=_CANCEL_S)
+        await closed(client.close(), "producer's connections")
 
 
 def _look(future: asyncio.Future[Any]) -> None:
