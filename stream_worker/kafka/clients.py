@@ -8,10 +8,11 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
 
 from stream_worker.errors import BrokerUnavailable, ConfigError
+from stream_worker.kafka.admin import describe_topics
 from stream_worker.seam import Record, partition_for
 
 __all__ = ["DeviceProducer", "follow"]
@@ -64,7 +65,10 @@ class DeviceProducer:
 async def follow(
     bootstrap: str, topic: str, security: Mapping[str, Any], from_beginning: bool = False, quiet_s: float | None = None
 ) -> AsyncIterator[Record]:
-    """Committed records of every partition of `topic`, from now on or from the beginning, until `quiet_s` pass without one."""
+    """Committed records of the partitions that `topic` has now, from now or the beginning on, until `quiet_s` bring none."""
+    there = (await describe_topics(bootstrap, [topic], security, CONNECT_S)).get(topic)
+    if there is None:
+        raise ConfigError(f"topic {topic} does not exist at {bootstrap}: ecg-worker topics --apply")
     consumer = AIOKafkaConsumer(
         bootstrap_servers=bootstrap,
         isolation_level="read_committed",
@@ -74,11 +78,8 @@ async def follow(
     )
     await _connect(consumer, bootstrap)
     try:
-        if topic not in await consumer.topics():
-            raise ConfigError(f"topic {topic} does not exist at {bootstrap}: ecg-worker topics --apply")
-        consumer.subscribe([topic])  # without a group: every partition
-        while not (parts := consumer.assignment()):
-            await asyncio.sleep(0.02)
+        parts = [TopicPartition(topic, number) for number in range(there.partitions)]
+        consumer.assign(parts)  # a subscription would set positions of its own, now and then after our seek
         await (consumer.seek_to_beginning(*parts) if from_beginning else consumer.seek_to_end(*parts))
         heard = time.monotonic()
         while quiet_s is None or time.monotonic() - heard < quiet_s:

@@ -24,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
 from encoders.signal import ABSENT, Layout
@@ -126,16 +127,16 @@ async def collect(
         raise CollectError(f"{out} is not empty; give a new directory")
     chosen = Chosen(rule, limit)
     try:
-        async with _consumer(bootstrap, security) as consumer:
-            async for value in _all(consumer, findings, bootstrap):
+        async with _consumer(bootstrap, security, findings) as (consumer, partitions):
+            async for value in _all(consumer, partitions):
                 finding = _parsed(value)
                 if finding is not None:
                     chosen.offer(finding)
         if not chosen.matched:
             raise CollectError(f"none of {chosen.seen} findings in {findings} is chosen by the rule; widen it")
         out.mkdir(parents=True, exist_ok=True)
-        async with _consumer(bootstrap, security) as consumer:
-            written, missing = await _write(consumer, chunks, bootstrap, out, chosen.findings(), advance)
+        async with _consumer(bootstrap, security, chunks) as (consumer, partitions):
+            written, missing = await _write(consumer, partitions, out, chosen.findings(), advance)
     except KafkaError as error:
         raise CollectError(f"kafka at {bootstrap}: reading failed ({type(error).__name__}); run it again") from None
     made = Collected(chosen.seen, chosen.matched, written, tuple(missing))
@@ -152,34 +153,32 @@ def _parsed(value: bytes) -> dict[str, Any] | None:
 
 
 @asynccontextmanager
-async def _consumer(bootstrap: str, security: Mapping[str, Any] | None) -> AsyncIterator[Any]:
-    consumer = AIOKafkaConsumer(
-        bootstrap_servers=bootstrap, isolation_level="read_committed", enable_auto_commit=False, **(security or {})
-    )
+async def _consumer(
+    bootstrap: str, security: Mapping[str, Any] | None, topic: str
+) -> AsyncIterator[tuple[Any, list[TopicPartition]]]:
+    """A reader without a group, and the partitions of `topic`. An admin client tells them: a subscription would set
+    positions of its own, now and then after a seek."""
+    common = {"bootstrap_servers": bootstrap, **(security or {})}
+    admin = AIOKafkaAdminClient(**common)
+    consumer = AIOKafkaConsumer(isolation_level="read_committed", enable_auto_commit=False, **common)
     try:
+        await asyncio.wait_for(admin.start(), CONNECT_S)
         await asyncio.wait_for(consumer.start(), CONNECT_S)
     except (KafkaError, TimeoutError) as error:
-        await consumer.stop()
+        await asyncio.gather(consumer.stop(), admin.close(), return_exceptions=True)
         raise CollectError(f"kafka at {bootstrap} does not answer ({type(error).__name__}): check the address") from None
     try:
-        yield consumer
+        (described,) = await admin.describe_topics([topic])
+        if described["error_code"]:
+            raise CollectError(f"topic {topic} does not exist at {bootstrap}; check its name")
+        yield consumer, [TopicPartition(topic, number) for number in range(len(described["partitions"]))]
     finally:
         await consumer.stop()
+        await admin.close()
 
 
-async def _partitions(consumer: Any, topic: str, bootstrap: str) -> list[TopicPartition]:
-    if topic not in await consumer.topics():
-        raise CollectError(f"topic {topic} does not exist at {bootstrap}; check its name")
-    consumer.subscribe([topic])  # without a group: every partition, once the client has heard of them
-    while not (partitions := consumer.assignment()):
-        await asyncio.sleep(0.02)
-    consumer.unsubscribe()
-    return sorted(partitions)
-
-
-async def _all(consumer: Any, topic: str, bootstrap: str) -> AsyncIterator[bytes]:
+async def _all(consumer: Any, partitions: Sequence[TopicPartition]) -> AsyncIterator[bytes]:
     """Values of all committed records up to where the topic ends now."""
-    partitions = await _partitions(consumer, topic, bootstrap)
     consumer.assign(partitions)
     await consumer.seek_to_beginning(*partitions)
     end = await consumer.end_offsets(partitions)
@@ -197,14 +196,13 @@ async def _all(consumer: Any, topic: str, bootstrap: str) -> AsyncIterator[bytes
 
 async def _write(
     consumer: Any,
-    topic: str,
-    bootstrap: str,
+    topic: Sequence[TopicPartition],
     out: Path,
     chosen: Sequence[tuple[dict[str, Any], str]],
     advance: Callable[[int], None],
 ) -> tuple[int, list[tuple[str, str]]]:
     """Cut and write -> (windows written, (id, reason) of those that could not be)."""
-    partitions = {tp.partition: tp for tp in await _partitions(consumer, topic, bootstrap)}
+    partitions = {tp.partition: tp for tp in topic}
     cuts: dict[int, list[_Cut]] = {}
     for finding, why in chosen:
         cuts.setdefault(finding["input"]["partition"], []).append(_Cut(finding, why))
@@ -214,7 +212,7 @@ async def _write(
     with pq.ParquetWriter(out / NAME.format(0), SCHEMA, compression="zstd") as file:
         for partition, wanted in sorted(cuts.items()):
             if partition not in partitions:
-                missing += [(cut.finding["id"], f"{topic} has no partition {partition}") for cut in wanted]
+                missing += [(cut.finding["id"], f"{topic[0].topic} has no partition {partition}") for cut in wanted]
                 continue
             async for cut, reason in _sweep(consumer, partitions[partition], wanted):
                 advance(1)
