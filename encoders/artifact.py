@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from encoders import preprocess as chain
 from encoders.bank import BankError, LabelBank, TextModel
 from encoders.base import BackendUnavailable, Encoder, Floats
+from encoders.engine import EngineOptions
 from encoders.signal import FS, LEADS, WINDOW, Layout
 
 __all__ = [
@@ -191,8 +192,8 @@ class Artifact:
             raise ArtifactError(f"labels.bank: {error}") from None
         return bank
 
-    def open(self, backend: str = "onnxruntime", threads: int | None = None, cache: Path | None = None) -> Encoder:
-        """Verify, load the encoder, run the golden recording through it. cache: of engine plans (None: the user's own).
+    def open(self, backend: str = "onnxruntime", threads: int | None = None, engine: EngineOptions | None = None) -> Encoder:
+        """Verify, load the encoder, run the golden recording through it. engine: of interest to TensorRT alone.
 
         Raises ArtifactError unless all agree, BackendUnavailable where this machine cannot run the backend.
         """
@@ -200,7 +201,7 @@ class Artifact:
 
         self.verify()
         try:
-            encoder = open_backend(backend, self, threads, cache)
+            encoder = open_backend(backend, self, threads, engine or EngineOptions())
         except BackendUnavailable:
             raise
         except ValueError as error:

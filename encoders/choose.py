@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from encoders.base import BackendUnavailable, DeviceLost, Encoder
+from encoders.engine import EngineOptions
 from encoders.engine_cuda import OutOfMemory, probe
 from encoders.onnx_backend import OnnxEncoder
 
@@ -32,24 +32,26 @@ class Choice:
     refused: tuple[tuple[str, str], ...] = ()
 
 
-def choose(artifact: Artifact, backend: str = "auto", threads: int | None = None, cache: Path | None = None) -> Choice:
+def choose(
+    artifact: Artifact, backend: str = "auto", threads: int | None = None, engine: EngineOptions | None = None
+) -> Choice:
     """auto: the first of ORDER that opens. Another name: that one, or the error why not: BackendUnavailable, ArtifactError,
-    DeviceLost. threads, cache: as for `Artifact.open`.
+    DeviceLost. threads, engine: as for `Artifact.open`.
     """
     if backend != "auto":
-        return Choice(artifact.open(backend, threads, cache))
+        return Choice(artifact.open(backend, threads, engine))
     refused: list[tuple[str, str]] = []
     for name in ORDER[:-1]:
         try:
             if name == "torch":
                 _torch_gpu()  # on a CPU it is the slowest of all
-            return Choice(artifact.open(name, threads, cache), tuple(refused))
+            return Choice(artifact.open(name, threads, engine), tuple(refused))
         except (ValueError, DeviceLost, OutOfMemory) as error:
             refused.append((name, str(error)))
     return Choice(artifact.open(ORDER[-1], threads), tuple(refused))
 
 
-def open_backend(name: str, artifact: Artifact, threads: int | None, cache: Path | None) -> Encoder:
+def open_backend(name: str, artifact: Artifact, threads: int | None, engine: EngineOptions) -> Encoder:
     """By name, without the golden recording. Raises ValueError, BackendUnavailable among them."""
     if name == "onnxruntime":
         return OnnxEncoder(artifact.directory / "encoder.onnx", artifact.encoder_digest, threads)
@@ -58,7 +60,7 @@ def open_backend(name: str, artifact: Artifact, threads: int | None, cache: Path
     if name == "tensorrt":
         from encoders.tensorrt_backend import open_tensorrt
 
-        return open_tensorrt(artifact.read("encoder.onnx"), artifact.encoder_digest, artifact.check_golden, cache=cache)
+        return open_tensorrt(artifact, engine)
     raise ValueError(f"backend {', '.join(ORDER[:-1])} or {ORDER[-1]} expected, got {name!r}")
 
 

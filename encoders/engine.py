@@ -17,7 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-__all__ = ["PROFILES", "PlanCache", "PlanRefused", "Precision", "Recipe", "default_cache", "ingredients", "key_of"]
+__all__ = [
+    "PROFILES",
+    "EngineOptions",
+    "PlanCache",
+    "PlanRefused",
+    "Precision",
+    "Recipe",
+    "default_cache",
+    "ingredients",
+    "key_of",
+]
 
 Precision = Literal["fp16", "bf16", "int8", "fp32"]
 PROFILES = ((1, 8), (8, 64), (64, 512), (512, 2048))
@@ -34,14 +44,14 @@ class Recipe:
     """How a graph becomes a plan.
 
     precision: fp16 and bf16: convolutions whose weights the file stores as float16 compute in it, all else in float32; int8 and
-    fp32: the types that stand in the file. profiles: lowest and highest batch of each, tuned for the highest. rows: for inputs
-    whose first dimension is no batch (label embeddings): name, lowest, usual, highest. tf32: the float32 parts may round what
-    they multiply to 10 bits. level: of the builder's search, 0 to 5.
+    fp32: the types that stand in the file. profiles: lowest and highest batch of each, tuned for the highest. ranges: of other
+    open dimensions, by their name in the file: lowest, usual, highest. tf32: the float32 parts may round what they multiply to
+    10 bits. level: of the builder's search, 0 to 5.
     """
 
     precision: Precision = "fp16"
     profiles: tuple[tuple[int, int], ...] = PROFILES
-    rows: tuple[tuple[str, int, int, int], ...] = ()
+    ranges: tuple[tuple[str, int, int, int], ...] = ()
     tf32: bool = False
     level: int = 3
 
@@ -50,13 +60,21 @@ class Recipe:
             raise ValueError(f"profiles: pairs of a lowest and a highest batch from 1 on expected, got {self.profiles}")
 
 
+@dataclass(frozen=True)
+class EngineOptions:
+    """What whoever runs an artifact chooses: where plans are kept (None: the user's cache directory), and the precision."""
+
+    cache: Path | None = None
+    precision: Precision = "fp16"
+
+
 def ingredients(onnx: bytes, recipe: Recipe, library: str, sm: str, driver: str) -> dict[str, Any]:
     """All that a plan depends on. library: name and version, e.g. "tensorrt 11.4.0"; sm: "9.0"; driver: "580.159.03"."""
     return {
         "onnx": hashlib.sha256(onnx).hexdigest(),
         "precision": recipe.precision,
         "profiles": [list(p) for p in recipe.profiles],
-        "rows": [list(r) for r in recipe.rows],
+        "ranges": [list(r) for r in recipe.ranges],
         "tf32": recipe.tf32,
         "level": recipe.level,
         "library": library,
@@ -105,6 +123,12 @@ class PlanCache:
         if (found := hashlib.sha256(plan).hexdigest()) != told.get("sha256"):
             raise PlanRefused(f"{path.name}: sha256 {told.get('sha256')} expected, found {found}")
         return plan
+
+    def try_to_write(self) -> None:
+        """Raises OSError where a plan could not be kept: better known before a build than after it."""
+        self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryFile(dir=self.directory):
+            pass
 
     def store(self, parts: Mapping[str, Any], plan: bytes) -> Path:
         """Plan and sidecar, each in one step, the plan first: half of a pair is refused. Raises OSError."""

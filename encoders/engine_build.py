@@ -170,13 +170,23 @@ def _target(trt: Any, config: Any, sm: str | None) -> None:
 
 
 def _profile(builder: Any, network: Any, recipe: Recipe, low: int, high: int) -> Any:
+    """Open dimensions by name; the first of an input is the batch unless it is named otherwise."""
     profile = builder.create_optimization_profile()
-    rows = {name: sizes for name, *sizes in recipe.rows}
+    ranges = {name: sizes for name, *sizes in recipe.ranges}
     for i in range(network.num_inputs):
-        tensor = network.get_input(i)
-        first, *rest = tuple(tensor.shape)
-        if first == -1:
-            profile.set_shape(tensor.name, *((n, *rest) for n in rows.get(tensor.name, (low, high, high))))
+        tensor, sizes = network.get_input(i), []
+        for k, n in enumerate(tuple(tensor.shape)):
+            name = tensor.get_dimension_name(k)
+            if n >= 0:
+                sizes.append([n] * 3)
+            elif name in ranges:
+                sizes.append(ranges[name])
+            elif k == 0:
+                sizes.append([low, high, high])
+            else:
+                raise BuildError(f"input {tensor.name}: dimension {k} ({name}) is open, and no range is given for it")
+        if -1 in tuple(tensor.shape):
+            profile.set_shape(tensor.name, *zip(*sizes, strict=True))
     return profile
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from threading import Lock
 from typing import Any, Protocol
 
@@ -90,9 +91,10 @@ class Lanes:
             part = {k: v if k in self._constants else v[first : first + n] for k, v in feeds.items()}
             try:
                 lane.submit(part, n, bucket_of(n))
-            except OutOfMemory:
-                while busy:  # what is under way is finished before its memory goes
-                    _collect(busy)
+            except Exception:
+                while busy:  # what is under way is finished before its memory goes or is written again
+                    with suppress(DeviceLost):
+                        _collect(busy)
                 raise
             busy.append((lane, n))
         while busy:

@@ -7,7 +7,7 @@ Not run yet: no GPU was at hand. What the lanes do in which order is tested on a
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,22 +27,27 @@ LANES = 2
 
 
 class Engine:
-    """A deserialised plan with its lanes. Call it only where `probe` found a GPU. Raises BackendUnavailable."""
+    """A deserialised plan with its lanes. Call it only where `probe` found a GPU. Raises BackendUnavailable.
 
-    def __init__(self, trt: Any, plan: bytes, recipe: Recipe, cuda: Any, piece: int = PIECE) -> None:
+    constants: inputs that have no row a window (label embeddings, biases); they are copied when another array is handed over.
+    """
+
+    def __init__(
+        self, trt: Any, plan: bytes, recipe: Recipe, cuda: Any, piece: int = PIECE, constants: frozenset[str] = frozenset()
+    ) -> None:
         self._log = logger(trt)
         engine = trt.Runtime(self._log).deserialize_cuda_engine(plan)
         if engine is None:
             raise BackendUnavailable(f"the plan does not load: {'; '.join(self._log.errors)[:300] or 'no reason given'}")
-        tensors = _tensors(trt, engine)
-        self.inputs = [name for name, _, is_input in tensors if is_input]
-        self.outputs = {name: shape for name, shape, is_input in tensors if not is_input}
+        tensors = [_Tensor.of(trt, engine, i) for i in range(engine.num_io_tensors)]
+        self.inputs = [t.name for t in tensors if t.is_input]
+        self.outputs = {t.name: t.shape for t in tensors if not t.is_input}
         piece = min(piece, recipe.profiles[-1][1])
-        lanes = [_Lane(trt, engine, recipe, cuda) for _ in range(LANES)]
-        self._lanes = Lanes(lanes, piece, frozenset(name for name, *_ in recipe.rows))
+        lanes = [_Lane(trt, engine, tensors, recipe, cuda, constants) for _ in range(LANES)]
+        self._lanes = Lanes(lanes, piece, constants)
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
-        """Inputs by name -> outputs by name. Raises DeviceLost."""
+        """Inputs by name -> outputs by name, one row a window each. Raises DeviceLost."""
         return self._lanes.run(feeds)
 
     def close(self) -> None:
@@ -50,135 +55,162 @@ class Engine:
         self._lanes.close()
 
 
-def _tensors(trt: Any, engine: Any) -> list[tuple[str, tuple[int, ...], bool]]:
-    names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-    return [(n, tuple(engine.get_tensor_shape(n)), engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT) for n in names]
+@dataclass(frozen=True)
+class _Tensor:
+    """An input or output of the plan. shape: -1 where a dimension is open."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: Any
+    is_input: bool
+
+    @classmethod
+    def of(cls, trt: Any, engine: Any, i: int) -> _Tensor:
+        name = engine.get_tensor_name(i)
+        is_input = engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
+        return cls(name, tuple(engine.get_tensor_shape(name)), np.dtype(trt.nptype(engine.get_tensor_dtype(name))), is_input)
 
 
 @dataclass
 class _Buffer:
-    """One tensor: pinned host memory and its place on the GPU, for `rows` rows of `row` bytes."""
+    """Pinned host memory and its place on the GPU."""
 
     host: NDArray[np.uint8]
     address: int
-    row: int
+
+
+@dataclass
+class _Job:
+    """One set of shapes: its context, the bytes of each tensor, and the recorded graph or None."""
+
+    context: Any
+    shapes: dict[str, tuple[int, ...]]
+    bytes: dict[str, int]
+    graph: Any = None
 
 
 class _Lane:
-    """One stream; buffers and scratch memory for the largest batch so far; a context and a recorded graph a batch size."""
+    """One stream; buffers and scratch memory for the largest shapes so far; a context and a recorded graph a set of shapes.
 
-    def __init__(self, trt: Any, engine: Any, recipe: Recipe, cuda: Any) -> None:
-        self._trt, self._engine, self._recipe, self._cuda = trt, engine, recipe, cuda
-        self._tensors = _tensors(trt, engine)
-        self._constants = {name for name, *_ in recipe.rows}
+    A graph stays true only while its context keeps its shapes and the buffers their places: contexts are not shared, and when
+    a buffer has to grow all of them are made again.
+    """
+
+    def __init__(
+        self, trt: Any, engine: Any, tensors: Sequence[_Tensor], recipe: Recipe, cuda: Any, constants: frozenset[str]
+    ) -> None:
+        self._trt, self._engine, self._tensors, self._recipe = trt, engine, tensors, recipe
+        self._cuda, self._constants = cuda, constants
         self._stream = cuda.stream()
-        self._rows = 0
         self._buffers: dict[str, _Buffer] = {}
         self._scratch = self._scratch_bytes = 0
-        self._contexts: dict[int, tuple[Any, Any]] = {}  # batch -> context, recorded graph or None
+        self._jobs: dict[tuple[tuple[int, ...], ...], _Job] = {}
         self._held: dict[str, NDArray[Any]] = {}  # constants as they were last handed over
+        self._job: _Job | None = None
 
     def submit(self, feeds: Mapping[str, NDArray[Any]], rows: int, bucket: int) -> None:
-        changed = [name for name in self._constants if self._held.get(name) is not feeds[name]]
-        if bucket > self._rows or any(self._held.get(n) is None or self._held[n].shape != feeds[n].shape for n in changed):
-            self.release()
-            self._reserve(bucket, feeds)
-            changed = list(self._constants)
+        shapes = {n: v.shape if n in self._constants else (bucket, *v.shape[1:]) for n, v in feeds.items()}
+        key = tuple(shapes[t.name] for t in self._tensors if t.is_input)
+        job = self._jobs.get(key) or self._prepare(shapes, bucket)
         for name, value in feeds.items():
-            if name not in self._constants or name in changed:
-                buffer, data = self._buffers[name], np.ascontiguousarray(value)
-                buffer.host[: data.nbytes] = data.reshape(-1).view(np.uint8)
-        for name in changed:
-            self._cuda.to_device(self._buffers[name].address, self._buffers[name].host, self._stream)
-            self._held[name] = feeds[name]
-        if bucket not in self._contexts:
-            self._contexts[bucket] = self._prepare(bucket)
-        context, graph = self._contexts[bucket]
-        if graph is None:
-            self._enqueue(context, bucket)
+            if name in self._constants and self._held.get(name) is value:
+                continue
+            data = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
+            self._buffers[name].host[: data.nbytes] = data
+            if name in self._constants:
+                self._copy_in(name, data.nbytes)
+                self._held[name] = value
+        if key not in self._jobs:
+            self._jobs[key] = self._record(job)
+        if job.graph is None:
+            self._enqueue(job)
         else:
-            self._cuda.play(graph, self._stream)
+            self._cuda.play(job.graph, self._stream)
+        self._job = job
 
     def collect(self, rows: int) -> Arrays:
         self._cuda.wait(self._stream)
+        assert self._job is not None
         out = {}
-        for name, shape, is_input in self._tensors:
-            if not is_input:
-                buffer = self._buffers[name]
-                kind = self._trt.nptype(self._engine.get_tensor_dtype(name))
-                out[name] = buffer.host[: rows * buffer.row].view(kind).reshape(rows, *shape[1:]).copy()
+        for t in self._tensors:
+            if not t.is_input:
+                shape = self._job.shapes[t.name]
+                whole = self._buffers[t.name].host[: self._job.bytes[t.name]].view(t.kind).reshape(shape)
+                out[t.name] = whole[:rows].copy()
         return out
 
     def release(self) -> None:
-        for _, graph in self._contexts.values():
-            if graph is not None:
-                self._cuda.forget(graph)
-        self._contexts.clear()
+        for job in self._jobs.values():
+            if job.graph is not None:
+                self._cuda.forget(job.graph)
+        self._jobs.clear()
         for buffer in self._buffers.values():
             self._cuda.unpin(buffer.host)
             self._cuda.free(buffer.address)
-        if self._scratch:
+        if self._scratch_bytes:
             self._cuda.free(self._scratch)
-        self._buffers, self._held, self._scratch, self._rows = {}, {}, 0, 0
+        self._buffers, self._held, self._scratch_bytes = {}, {}, 0
 
-    def _reserve(self, bucket: int, feeds: Mapping[str, NDArray[Any]]) -> None:
+    def _prepare(self, shapes: dict[str, tuple[int, ...]], bucket: int) -> _Job:
+        """A context for these shapes, and room for them."""
+        context = self._engine.create_execution_context(self._trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        if context is None:
+            raise OutOfMemory("no execution context")
+        profile = next(i for i, (_, high) in enumerate(self._recipe.profiles) if bucket <= high)
+        if not context.set_optimization_profile_async(profile, self._stream):
+            raise DeviceLost(f"profile {profile} of the plan cannot be used")
+        for name, shape in shapes.items():
+            if not context.set_input_shape(name, shape):
+                raise ValueError(f"the plan takes no {name} of shape {shape}")
+        whole = {t.name: tuple(context.get_tensor_shape(t.name)) for t in self._tensors}
+        sizes = {t.name: int(np.prod(whole[t.name])) * t.kind.itemsize for t in self._tensors}
+        self._reserve(sizes, max(1, self._engine.get_device_memory_size_for_profile_v2(profile)))
+        context.set_device_memory(self._scratch, self._scratch_bytes)
+        for name in sizes:
+            context.set_tensor_address(name, self._buffers[name].address)
+        return _Job(context, whole, sizes)
+
+    def _reserve(self, sizes: Mapping[str, int], scratch: int) -> None:
+        """Buffers of at least these sizes. Where one has to grow, all are given back first, and what was recorded on them."""
+        have = {name: buffer.host.nbytes for name, buffer in self._buffers.items()}
+        if all(have.get(name, -1) >= size for name, size in sizes.items()) and self._scratch_bytes >= scratch:
+            return
+        scratch = max(scratch, self._scratch_bytes)
+        self.release()
         try:
-            for name, shape, _ in self._tensors:
-                kind = np.dtype(self._trt.nptype(self._engine.get_tensor_dtype(name)))
-                whole = feeds[name].shape if name in self._constants else (bucket, *self._row(name, shape, feeds))
-                row = int(np.prod(whole[1:])) * kind.itemsize
-                host = self._cuda.pinned(whole[0] * row)
+            for name, size in sizes.items():
+                host = self._cuda.pinned(max(1, size, have.get(name, 0)))
                 try:
-                    self._buffers[name] = _Buffer(host, self._cuda.memory(whole[0] * row), row)
+                    self._buffers[name] = _Buffer(host, self._cuda.memory(host.nbytes))
                 except BaseException:
                     self._cuda.unpin(host)
                     raise
-            sizes = [self._engine.get_device_memory_size_for_profile_v2(i) for i in range(self._profile(bucket) + 1)]
-            self._scratch_bytes = max(sizes)
-            self._scratch = self._cuda.memory(max(1, self._scratch_bytes))
+            self._scratch, self._scratch_bytes = self._cuda.memory(scratch), scratch
         except OutOfMemory:
             self.release()
             raise
-        self._rows = bucket
 
-    def _row(self, name: str, shape: tuple[int, ...], feeds: Mapping[str, NDArray[Any]]) -> tuple[int, ...]:
-        """The shape of one row; where the plan leaves a dimension open it is the number of constants' rows (scores a label)."""
-        open_rows = [len(feeds[n]) for n in self._constants]
-        return tuple(n if n >= 0 else open_rows[0] for n in shape[1:])
-
-    def _profile(self, bucket: int) -> int:
-        return next(i for i, (_, high) in enumerate(self._recipe.profiles) if bucket <= high)
-
-    def _prepare(self, bucket: int) -> tuple[Any, Any]:
-        """A context of its own a batch size: a recorded graph stays true only while its context keeps its shapes."""
-        strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        context = self._engine.create_execution_context(strategy)
-        if context is None:
-            raise OutOfMemory("no execution context")
-        context.set_device_memory(self._scratch, self._scratch_bytes)
-        if not context.set_optimization_profile_async(self._profile(bucket), self._stream):
-            raise DeviceLost(f"profile {self._profile(bucket)} of the plan cannot be used")
-        for name, shape, is_input in self._tensors:
-            if is_input:
-                rows = self._held[name].shape[0] if name in self._constants else bucket
-                context.set_input_shape(name, (rows, *shape[1:]))
-            context.set_tensor_address(name, self._buffers[name].address)
-        self._enqueue(context, bucket)  # kernels are loaded, and compiled where that happens late, outside the recording
+    def _record(self, job: _Job) -> _Job:
+        """Run it once, so that kernels are loaded (and compiled, where that happens late) outside the recording."""
+        self._enqueue(job)
         self._cuda.wait(self._stream)
         try:
-            return context, self._cuda.record(lambda: self._enqueue(context, bucket), self._stream)
+            job.graph = self._cuda.record(lambda: self._enqueue(job), self._stream)
         except CaptureRefused as error:
-            log.warning("batches of %d run without a recorded graph: %s", bucket, error)
-            return context, None
+            log.warning("shapes %s run without a recorded graph: %s", job.shapes, error)
+        return job
 
-    def _enqueue(self, context: Any, bucket: int) -> None:
-        for name, _, is_input in self._tensors:
-            if is_input and name not in self._constants:
-                buffer = self._buffers[name]
-                self._cuda.to_device(buffer.address, buffer.host[: bucket * buffer.row], self._stream)
-        if not context.execute_async_v3(int(self._stream)):
+    def _enqueue(self, job: _Job) -> None:
+        for t in self._tensors:
+            if t.is_input and t.name not in self._constants:
+                self._copy_in(t.name, job.bytes[t.name])
+        if not job.context.execute_async_v3(int(self._stream)):
             self._cuda.failure("TensorRT did not enqueue the batch")
-        for name, _, is_input in self._tensors:
-            if not is_input:
-                buffer = self._buffers[name]
-                self._cuda.to_host(buffer.host[: bucket * buffer.row], buffer.address, self._stream)
+        for t in self._tensors:
+            if not t.is_input:
+                buffer = self._buffers[t.name]
+                self._cuda.to_host(buffer.host[: job.bytes[t.name]], buffer.address, self._stream)
+
+    def _copy_in(self, name: str, size: int) -> None:
+        buffer = self._buffers[name]
+        self._cuda.to_device(buffer.address, buffer.host[:size], self._stream)

@@ -11,18 +11,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from encoders.base import BackendUnavailable, Encoder, Floats, check_windows
-from encoders.engine import PlanCache, PlanRefused, Recipe, default_cache, ingredients
+from encoders.engine import EngineOptions, PlanCache, PlanRefused, Precision, Recipe, default_cache, ingredients
 from encoders.engine_build import BuildError, build, library_of, load_library
 from encoders.engine_cuda import Cuda, Gpu, OutOfMemory, probe
 from encoders.engine_run import Engine
 
-__all__ = ["Planner", "TensorRtEncoder", "open_tensorrt"]
+if TYPE_CHECKING:
+    from encoders.artifact import Artifact
 
+__all__ = ["FUSED", "Planner", "TensorRtEncoder", "graph_of", "open_engine", "open_tensorrt"]
+
+FUSED = Recipe(ranges=(("C", 1, 12, 12), ("L", 1, 98, 512)))  # recorded leads, labels of a bank
 log = logging.getLogger(__name__)
 
 
@@ -118,46 +122,62 @@ class TensorRtEncoder:
         self.close()
 
 
-def open_tensorrt(
-    onnx: bytes,
-    digest: str,
-    check: Callable[[Encoder], None],
-    recipe: Recipe | None = None,
-    cache: Path | None = None,
-    planner: Planner | None = None,
-    cuda: Any = None,
-) -> TensorRtEncoder:
-    """A plan that passes `check` (the golden window): a kept one, else a fresh one, once. Raises BackendUnavailable.
+def graph_of(artifact: Artifact, precision: Precision) -> bytes:
+    """The file that a precision is built from. Raises BackendUnavailable, ArtifactError."""
+    name = "encoder.s8s8.onnx" if precision == "int8" else "encoder.onnx"
+    if name not in artifact.manifest.files:
+        raise BackendUnavailable(f"the artifact holds no {name}: export it with --s8s8, or use precision fp16")
+    return artifact.read(name)
 
-    onnx: the graph to build from; digest: sha256 of the artifact's encoder.onnx, whose embeddings these are.
+
+def open_tensorrt(artifact: Artifact, options: EngineOptions, planner: Planner | None = None, cuda: Any = None) -> Encoder:
+    """The artifact's encoder, its golden recording passed. Raises BackendUnavailable, ArtifactError, DeviceLost."""
+    planner = planner or Planner.here(options.cache)
+
+    def encoder(engine: Engine) -> TensorRtEncoder:
+        return TensorRtEncoder(engine, artifact.encoder_digest, planner.trt.__name__.replace("_", "-"))
+
+    def check(engine: Engine) -> None:
+        artifact.check_golden(encoder(engine))
+
+    recipe = Recipe(precision=options.precision)
+    return encoder(open_engine(graph_of(artifact, options.precision), recipe, check, planner, cuda))
+
+
+def open_engine(
+    onnx: bytes,
+    recipe: Recipe,
+    check: Callable[[Engine], None],
+    planner: Planner,
+    cuda: Any = None,
+    constants: frozenset[str] = frozenset(),
+) -> Engine:
+    """A plan that passes `check`: the kept one, else a fresh one, once. Raises BackendUnavailable, or what `check` raises.
+
+    Any graph will do: with `FUSED` and the constants labels and bias, that of `encoders.fused` with byte planes.
     """
-    recipe = recipe or Recipe()
-    planner = planner or Planner.here(cache)
     cuda = cuda or Cuda()
+
+    def checked(plan: bytes) -> Engine:
+        engine = Engine(planner.trt, plan, recipe, cuda, constants=constants)
+        try:
+            check(engine)
+        except BaseException:
+            engine.close()
+            raise
+        return engine
+
     try:
         plan, kept = planner.plan(onnx, recipe)
         if kept:
             try:
-                return _checked(planner, plan, recipe, cuda, digest, check)
+                return checked(plan)
             except ValueError as error:
                 log.warning("the kept engine plan is built again: %s", error)
                 planner.cache.drop(planner.parts(onnx, recipe))
                 plan = planner.build(onnx, recipe)
-        return _checked(planner, plan, recipe, cuda, digest, check)
+        return checked(plan)
     except BuildError as error:
         raise BackendUnavailable(f"{library_of(planner.trt)} builds no engine here: {error}") from None
     except OutOfMemory as error:
         raise BackendUnavailable(f"no memory on the GPU ({error})") from None
-
-
-def _checked(
-    planner: Planner, plan: bytes, recipe: Recipe, cuda: Any, digest: str, check: Callable[[Encoder], None]
-) -> TensorRtEncoder:
-    backend = planner.trt.__name__.replace("_", "-")
-    encoder = TensorRtEncoder(Engine(planner.trt, plan, recipe, cuda), digest, backend)
-    try:
-        check(encoder)
-    except BaseException:
-        encoder.close()
-        raise
-    return encoder

@@ -9,7 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
+from stream_worker.engine_options import engine
 from stream_worker.errors import WorkerError
+from stream_worker.options import ArtifactDir, Json
 
 app = typer.Typer(
     name="ecg-worker",
@@ -24,10 +26,12 @@ app = typer.Typer(
         "read along with ecg-worker tail.\n\n"
         "Settings come from ECG_* environment variables or a .env file (ECG_KAFKA, ECG_REDIS, ECG_ARTIFACT, ...); "
         "options override them.\n\n"
-        "Exit codes: 0 done, 1 failed, 2 configuration, 3 model or labels refused, 4 no Kafka, 5 no Redis.\n\n"
+        "Exit codes: 0 done, 1 failed, 2 configuration, 3 model or labels refused, 4 no Kafka, 5 no Redis, 6 GPU lost.\n\n"
         "Decision support and research software. Not a medical device."
     ),
 )
+
+app.add_typer(engine, name="engine", short_help="Build, check and time what runs the encoder on a GPU.")
 
 
 @app.callback()
@@ -40,10 +44,6 @@ def _before(ctx: typer.Context) -> None:
 
 Kafka = Annotated[str | None, typer.Option("--kafka", metavar="HOST:PORT", help="Kafka bootstrap servers [env ECG_KAFKA].")]
 Redis = Annotated[str | None, typer.Option("--redis", metavar="URL", help="Redis with the label bank [env ECG_REDIS].")]
-ArtifactDir = Annotated[
-    Path | None, typer.Option("--artifact", metavar="DIR", help="Model directory [env ECG_ARTIFACT]; default: the shipped one.")
-]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")]
 Group = Annotated[str | None, typer.Option("--group", help="Consumer group [env ECG_GROUP].")]
 Leads = Annotated[
     list[str] | None,

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from encoders.artifact import Artifact, ArtifactError
 from encoders.bank import BankError, LabelBank
+from stream_worker.backend import opened
 from stream_worker.errors import ArtifactRefused, BrokerUnavailable, ConfigError, StoreUnavailable, WorkerError
 from stream_worker.labels import ACTIVE_KEY, bank_key
 from stream_worker.settings import Settings
@@ -27,12 +28,12 @@ async def problems(settings: Settings, security: Mapping[str, Any]) -> AsyncIter
     model = None
     try:
         model = Artifact.load(settings.artifact_dir())
-        with model.open(settings.backend, settings.threads) as encoder:
+        with opened(model, settings) as encoder:
             text = f"{model.digest[:16]}, D = {encoder.dim}, {len(model.bank().labels)} labels, golden window agrees"
             yield Item("model", f"{text}, backend {encoder.backend}", None)
     except ArtifactError as error:
         yield Item("model", "", ArtifactRefused(str(error)))
-    except ConfigError as error:
+    except WorkerError as error:
         yield Item("model", "", error)
     yield _client(settings)
     for item in await _kafka(settings, security):

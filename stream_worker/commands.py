@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from encoders.artifact import Artifact
 from encoders.recordings import Recording, RecordingError, find_recordings, read_recording
+from stream_worker.backend import opened
 from stream_worker.errors import BadInput, ConfigError
 from stream_worker.kafka.security import security_of
 from stream_worker.operate import kafka_broker, load_model, print_json
@@ -75,7 +76,7 @@ def replay(
         raise ConfigError(str(error)) from None
     model = load_model(settings)
     failed = 0
-    with model.open(settings.backend, settings.threads) as encoder, _progress() as progress:
+    with opened(model, settings) as encoder, _progress() as progress:
         scorer = Scorer(encoder, model.bank(), Options(top=settings.top, all_scores=scores == "all"))
         task = progress.add_task("windows", total=None)
         for path in paths:

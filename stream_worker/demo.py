@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from encoders.artifact import Artifact
 from encoders.recordings import Recording
 from encoders.signal import Layout
+from stream_worker.backend import opened
 from stream_worker.devices.encode import encode_chunk
 from stream_worker.devices.simulator import Device, demo_devices, synthesize
 from stream_worker.labels import BankSource, FixedBank
@@ -107,7 +108,7 @@ async def run_demo(
 ) -> None:
     """Play the sources through a pipeline over `broker` until every stream is closed, then drain. Raises WorkerError."""
     metrics = metrics or Metrics()
-    with artifact.open(settings.backend, settings.threads) as encoder:
+    with opened(artifact, settings, metrics) as encoder:
         labels = labels or FixedBank(artifact.bank())
         open_streams = {source.stream for source in sources}
         closed = asyncio.Event()

@@ -5,7 +5,8 @@
     ├── ConfigError         settings that contradict each other or the broker; exit code 2
     ├── ArtifactRefused     the model directory or a label bank is not what its digest or its encoder says; exit code 3
     ├── BrokerUnavailable   no broker, or lost for too long; retriable; exit code 4
-    └── StoreUnavailable    no Redis; retriable; exit code 5
+    ├── StoreUnavailable    no Redis; retriable; exit code 5
+    └── AcceleratorLost     the GPU failed in a way that only a new process mends; exit code 6
 
 Each class says `retriable`; loops decide by that, never by the message.
 """
@@ -14,7 +15,15 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-__all__ = ["ArtifactRefused", "BadInput", "BrokerUnavailable", "ConfigError", "StoreUnavailable", "WorkerError"]
+__all__ = [
+    "AcceleratorLost",
+    "ArtifactRefused",
+    "BadInput",
+    "BrokerUnavailable",
+    "ConfigError",
+    "StoreUnavailable",
+    "WorkerError",
+]
 
 
 class WorkerError(Exception):
@@ -56,3 +65,9 @@ class StoreUnavailable(WorkerError):
 
     retriable = True
     exit_code = 5
+
+
+class AcceleratorLost(WorkerError):
+    """The GPU failed; every further call of this process would fail too."""
+
+    exit_code = 6

@@ -79,6 +79,7 @@ def run(**options: Any) -> None:
 async def _run(settings: Settings, model: Artifact) -> None:
     import structlog
 
+    from stream_worker.backend import opened
     from stream_worker.health import HealthServer
     from stream_worker.labels import BankSource, BankWatcher, FixedBank
     from stream_worker.pipeline import Pipeline
@@ -86,8 +87,7 @@ async def _run(settings: Settings, model: Artifact) -> None:
 
     log = structlog.get_logger("stream_worker")
     metrics = Metrics()
-    with model.open(settings.backend, settings.threads) as encoder:
-        metrics.encoder.labels(encoder.digest[:16], encoder.backend).set(1)
+    with opened(model, settings, metrics) as encoder:
         labels: BankSource = FixedBank(model.bank())
         if settings.redis is not None:
             labels = BankWatcher(settings.redis.get_secret_value(), encoder.digest, encoder.dim, metrics, settings.bank_poll_s)

@@ -37,7 +37,11 @@ class Settings(BaseSettings):
     bank_poll_s: float = Field(1.0, gt=0, description="how often the active bank's name is read")
 
     artifact: Path | None = Field(None, description="model directory; unset: deploy/model of the checkout")
-    backend: Literal["onnxruntime", "torch"] = "onnxruntime"
+    backend: Literal["auto", "tensorrt", "torch", "onnxruntime"] = Field(
+        "auto", description="auto: the first of those that follow which this machine can run; a name: that one or an error"
+    )
+    engine_cache: Path | None = Field(None, description="directory of engine plans; unset: the user's cache directory")
+    engine_precision: Literal["fp16", "bf16", "int8", "fp32"] = Field("fp16", description="of TensorRT's engines")
     threads: int | None = Field(None, ge=1, description="cores of one encoder call; unset: all")
 
     hop_ms: int = Field(10_000, ge=1_000, le=10_000, description="distance between window starts")

@@ -56,6 +56,9 @@ class Metrics:
         self.bank_refused = Counter("ecg_bank_refused", "Label banks refused while running", registry=r)
         self.bank = Gauge("ecg_bank_info", "The label bank in use", ["digest"], registry=r)
         self.encoder = Gauge("ecg_encoder_info", "The encoder in use", ["digest", "backend"], registry=r)
+        self.refused = Gauge(
+            "ecg_backend_refused_info", "A backend better than the one in use, and why not", ["backend", "reason"], registry=r
+        )
         self.batch = Histogram(
             "ecg_batch_windows", "Windows in a batch", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512), registry=r
         )

@@ -139,7 +139,8 @@ class HostEngine:
         kinds = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}
         ins, outs = self.session.get_inputs(), self.session.get_outputs()
         self.modes = {t.name: Mode.INPUT for t in ins} | {t.name: Mode.OUTPUT for t in outs}
-        self.shapes = {t.name: tuple(n if isinstance(n, int) else -1 for n in t.shape) for t in [*ins, *outs]}
+        self.symbols = {t.name: tuple(t.shape) for t in [*ins, *outs]}
+        self.shapes = {name: tuple(n if isinstance(n, int) else -1 for n in shape) for name, shape in self.symbols.items()}
         self.kinds = {t.name: kinds[t.type] for t in [*ins, *outs]}
         self.num_io_tensors = len(self.shapes)
 
@@ -178,15 +179,21 @@ class HostContext:
 
     def set_optimization_profile_async(self, i: int, stream: int) -> bool:
         self.profile = i
-        assert self.scratch >= self.engine.get_device_memory_size_for_profile_v2(i)
         return True
 
-    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> None:
-        low, high = self.engine.recipe.profiles[self.profile]
-        rows = {n: (least, most) for n, least, _, most in self.engine.recipe.rows}
-        low, high = rows.get(name, (low, high))
-        assert low <= shape[0] <= high, f"{name} {shape} is outside profile {self.profile}"
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        ranges = {n: (low, high) for n, low, _, high in self.engine.recipe.ranges}
+        ranges["B"] = self.engine.recipe.profiles[self.profile]
+        for symbol, n in zip(self.engine.symbols[name], shape, strict=True):
+            low, high = ranges[symbol] if isinstance(symbol, str) else (symbol, symbol)
+            if not low <= n <= high:
+                return False
         self.shapes[name] = shape
+        return True
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        known = {s: n for t, shape in self.shapes.items() for s, n in zip(self.engine.symbols[t], shape, strict=True)}
+        return tuple(known[s] if isinstance(s, str) else s for s in self.engine.symbols[name])
 
     def set_tensor_address(self, name: str, address: int) -> None:
         assert address in self.engine.cuda.live
@@ -199,6 +206,7 @@ class HostContext:
         return True
 
     def _run(self) -> None:
+        assert self.scratch >= self.engine.get_device_memory_size_for_profile_v2(self.profile)
         feeds = {name: self._array(name, shape) for name, shape in self.shapes.items()}
         for name, value in zip(
             [o.name for o in self.engine.session.get_outputs()], self.engine.session.run(None, feeds), strict=True

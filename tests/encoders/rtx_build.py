@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from encoders.engine import Recipe
 from encoders.engine_build import BuildError, build, library_of, load_library, logger, parse
+from encoders.tensorrt_backend import FUSED
 
-LABELS = (("labels", 1, 98, 512),)
 TYPE = re.compile(r"Datatype: (\w+)")
 
 
@@ -44,10 +44,11 @@ def built(messages: list[str]) -> list[Any]:
 
 def main(path: str, precision: str, sm: str) -> dict[str, Any]:
     trt, graph, messages, phases = load_library(), Path(path).read_bytes(), list[str](), set[str]()
-    recipe = Recipe(precision=precision, rows=LABELS)  # type: ignore[arg-type]
+    recipe = replace(FUSED, precision=precision)  # type: ignore[arg-type]
     try:
         _, network, held = parse(trt, graph, recipe, logger(trt))
-        inputs = {network.get_input(i).name: list(network.get_input(i).shape) for i in range(network.num_inputs)}
+        ins = [network.get_input(i) for i in range(network.num_inputs)]
+        inputs = {t.name: [t.dtype.name, *t.shape] for t in ins}
         plan, timings = build(
             trt,
             graph,

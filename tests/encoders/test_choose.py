@@ -13,6 +13,7 @@ from encoders import choose as chooser
 from encoders.artifact import Artifact, ArtifactError
 from encoders.base import BackendUnavailable, DeviceLost
 from encoders.choose import ORDER, choose
+from encoders.engine import EngineOptions
 from encoders.engine_cuda import Gpu, OutOfMemory
 
 SHIPPED = Path(__file__).resolve().parents[2] / "deploy" / "model"
@@ -29,7 +30,7 @@ class Shelf:
     def __init__(self, **fails: Exception) -> None:
         self.fails, self.tried = fails, list[str]()
 
-    def open(self, backend: str, threads: int | None = None, cache: Path | None = None) -> Any:
+    def open(self, backend: str, threads: int | None = None, engine: object = None) -> Any:
         self.tried.append(backend)
         if backend in self.fails:
             raise self.fails[backend]
@@ -102,7 +103,7 @@ def test_a_name_is_an_order_not_a_wish(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_on_this_machine_by_the_real_probes(artifact: Artifact, tmp_path: Path) -> None:
     """Wherever tests run: the choice opens, passes the golden recording, and those before it say why not."""
-    choice = choose(artifact, threads=1, cache=tmp_path)
+    choice = choose(artifact, threads=1, engine=EngineOptions(tmp_path))
     with choice.encoder as encoder:
         artifact.check_golden(encoder)
         assert encoder.digest == artifact.encoder_digest

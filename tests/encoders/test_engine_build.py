@@ -67,7 +67,7 @@ def test_the_body_computes_low_and_the_head_in_float32(graph: Path, precision: s
         assert set(projection[2]) | set(projection[3]) == {"Float"}
         assert of_it[-1][3] == ["Float"]
     assert not [x for x in engine if "_myl4_" in x[0]]
-    assert told["inputs"] == {"x": [-1, 12, 5000]}
+    assert told["inputs"] == {"x": ["FLOAT", -1, 12, 5000]}
     assert "Building engine" in told["phases"]
 
 
@@ -77,6 +77,31 @@ def test_fp32_stays_as_the_file_says(graph: Path) -> None:
     types = {t for _, kind, ins, outs in told["network"] if kind == "CONVOLUTION" for t in (*ins, *outs)}
     assert types == {"FLOAT"}
     assert {t for _, kind, ins, _ in told["engine"] if kind == "correlation" for t in ins} == {"Float"}
+
+
+@rtx
+@pytest.mark.parametrize("fs_mhz", [360_000, 500_000])
+def test_the_graph_from_counts_builds_with_byte_planes(graph: Path, fs_mhz: int, tmp_path: Path) -> None:
+    from encoders.fused import fused_graph
+
+    path = tmp_path / "fused.onnx"
+    path.write_bytes(fused_graph(graph.read_bytes(), fs_mhz, planes=True).SerializeToString())
+    told = in_a_process(path)
+    assert "error" not in told, told
+    assert told["inputs"] == {
+        "counts": ["UINT8", -1, -1, fs_mhz // 100, 2], "mix": ["FLOAT", -1, 12, -1], "least": ["FLOAT", -1, 1, 1],
+        "labels": ["FLOAT", -1, 16], "bias": ["FLOAT", -1],
+    }  # fmt: skip
+    body = [types for _, kind, *types in told["network"] if kind == "CONVOLUTION"]
+    assert len(body) == 20
+    assert {t for ins, outs in body for t in (*ins, *outs)} == {"HALF"}
+    products = [(name, ins) for name, kind, ins, _ in told["network"] if kind == "MATRIX_MULTIPLY"]
+    assert len(products) > 10
+    assert {t for _, ins in products for t in ins} == {"FLOAT"}  # the filters are as exact as the step-by-step path
+    for profile in range(4):
+        of_it = [x for x in told["engine"] if f"_myl{profile}_" in x[0]]
+        assert {t for _, kind, ins, _ in of_it if kind == "correlation" for t in ins} == {"Half"}
+        assert {t for _, kind, ins, _ in of_it if kind == "gemm" for t in ins} == {"Float"}
 
 
 @rtx

@@ -25,7 +25,7 @@ def cache(tmp_path: Path) -> PlanCache:
         ingredients(b"onnx 2", Recipe(), "tensorrt 11.4.0", "9.0", "580.159.03"),
         ingredients(b"onnx", Recipe(precision="bf16"), "tensorrt 11.4.0", "9.0", "580.159.03"),
         ingredients(b"onnx", Recipe(profiles=((1, 8), (8, 64))), "tensorrt 11.4.0", "9.0", "580.159.03"),
-        ingredients(b"onnx", Recipe(rows=(("labels", 1, 98, 512),)), "tensorrt 11.4.0", "9.0", "580.159.03"),
+        ingredients(b"onnx", Recipe(ranges=(("L", 1, 98, 512),)), "tensorrt 11.4.0", "9.0", "580.159.03"),
         ingredients(b"onnx", Recipe(tf32=True), "tensorrt 11.4.0", "9.0", "580.159.03"),
         ingredients(b"onnx", Recipe(level=5), "tensorrt 11.4.0", "9.0", "580.159.03"),
         ingredients(b"onnx", Recipe(), "tensorrt 11.4.1", "9.0", "580.159.03"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -18,7 +19,7 @@ from encoders.engine_run import Engine
 from encoders.model import EcgEncoder, EncoderConfig
 from encoders.onnx_backend import OnnxEncoder
 from encoders.signal import SignalError
-from encoders.tensorrt_backend import TensorRtEncoder
+from encoders.tensorrt_backend import FUSED, TensorRtEncoder
 from tests.encoders.host_gpu import HostCuda, host_tensorrt
 from training.release.onnx_graph import encoder_graph
 
@@ -125,9 +126,22 @@ def test_what_cannot_be_recorded_runs_without(
     for _ in range(2):
         np.testing.assert_allclose(encoder.encode(windows[:3]), expected[:3], atol=1e-5)
     assert cuda.events.count(("run", 1)) == 3
-    assert [r.getMessage() for r in caplog.records] == [
-        "batches of 4 run without a recorded graph: cudaStreamEndCapture: cudaErrorStreamCaptureInvalidated (901)"
-    ]
+    (said,) = [r.getMessage() for r in caplog.records]
+    assert said.startswith("shapes {'x': (4, 12, 5000), ")
+    assert said.endswith("run without a recorded graph: cudaStreamEndCapture: cudaErrorStreamCaptureInvalidated (901)")
+
+
+def test_a_piece_that_fails_waits_for_the_one_under_way(graph: bytes, windows: Floats, expected: Floats) -> None:
+    cuda = HostCuda()
+    trt = host_tensorrt(cuda, RECIPE)
+    engine = Engine(trt, graph, RECIPE, cuda, piece=4)
+    engine.run({"x": windows[:5]})
+    trt.refuse = True  # recorded graphs run; the second lane's first batch of three does not
+    with pytest.raises(DeviceLost, match="did not enqueue"):
+        engine.run({"x": windows[:7]})
+    assert not cuda.queues[1]
+    trt.refuse = False
+    np.testing.assert_allclose(engine.run({"x": windows})["embedding"], expected, atol=1e-5)
 
 
 def test_a_gpu_that_fails_is_lost(graph: bytes, windows: Floats) -> None:
@@ -151,42 +165,87 @@ def test_bytes_that_are_no_plan_are_refused() -> None:
 
 
 def scores_graph() -> bytes:
-    """uint8 (B, 4) and label embeddings (L, 4) -> float32 embedding (B, 4), scores (B, L)."""
+    """uint8 (B, C, 4), label embeddings (L, 4) -> float32 embedding (B, 4), sum over C; scores (B, L); band (B, C, 4)."""
     tensors = [
-        helper.make_tensor_value_info("planes", TensorProto.UINT8, ["B", 4]),
+        helper.make_tensor_value_info("planes", TensorProto.UINT8, ["B", "C", 4]),
         helper.make_tensor_value_info("labels", TensorProto.FLOAT, ["L", 4]),
         helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["B", 4]),
         helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["B", "L"]),
+        helper.make_tensor_value_info("band", TensorProto.FLOAT, ["B", "C", 4]),
     ]
     nodes = [
-        helper.make_node("Cast", ["planes"], ["embedding"], to=TensorProto.FLOAT),
+        helper.make_node("Cast", ["planes"], ["band"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceSum", ["band", "axis"], ["embedding"], keepdims=0),
         helper.make_node("Transpose", ["labels"], ["columns"]),
         helper.make_node("MatMul", ["embedding", "columns"], ["scores"]),
     ]
-    proto = helper.make_model(
-        helper.make_graph(nodes, "g", tensors[:2], tensors[2:]), opset_imports=[helper.make_opsetid("", 18)], ir_version=9
-    )
+    axis = onnx.numpy_helper.from_array(np.array([1], dtype=np.int64), "axis")
+    graph = helper.make_graph(nodes, "g", tensors[:2], tensors[2:], [axis])
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     onnx.checker.check_model(proto, full_check=True)
     return bytes(proto.SerializeToString())
 
 
-def test_labels_are_swapped_without_another_plan() -> None:
+def test_labels_are_swapped_and_leads_change_without_another_plan() -> None:
     cuda, rng = HostCuda(), np.random.default_rng(0)
-    recipe = Recipe(profiles=((1, 4),), rows=(("labels", 1, 3, 8),))
+    recipe = Recipe(profiles=((1, 4),), ranges=(("C", 1, 12, 12), ("L", 1, 3, 8)))
     trt = host_tensorrt(cuda, recipe)
-    engine = Engine(trt, scores_graph(), recipe, cuda, piece=4)
-    x = rng.integers(0, 255, (9, 4)).astype(np.uint8)
-    for labels in (
-        rng.random((3, 4), dtype=np.float32),
-        rng.random((3, 4), dtype=np.float32),
-        rng.random((5, 4), dtype=np.float32),
-    ):
-        before = len(trt.contexts)
+    engine = Engine(trt, scores_graph(), recipe, cuda, piece=4, constants=frozenset(["labels"]))
+    made: list[int] = []
+    for n_labels, leads in ((3, 2), (3, 2), (5, 2), (3, 2), (3, 12), (3, 1)):
+        labels = rng.random((n_labels, 4), dtype=np.float32)
+        x = rng.integers(0, 255, (9, leads, 4)).astype(np.uint8)
         for _ in range(2):
             out = engine.run({"planes": x, "labels": labels})
-            np.testing.assert_allclose(out["scores"], x.astype(np.float32) @ labels.T, rtol=1e-5)
-            np.testing.assert_array_equal(out["embedding"], x)
-        if len(labels) == 3 and before:
-            assert len(trt.contexts) == before  # the same number of labels: the recorded graphs stay
+            total = x.astype(np.float32).sum(axis=1)
+            np.testing.assert_array_equal(out["band"], x)
+            np.testing.assert_array_equal(out["embedding"], total)
+            np.testing.assert_allclose(out["scores"], total @ labels.T, rtol=1e-5)
+        made.append(len(trt.contexts))
+    assert made[0] == made[1] == 3  # 4 + 4 + 1 windows on two lanes; other labels of the same number change nothing
+    assert trt.contexts[0].engine.modes["labels"] == 1
+    with pytest.raises(ValueError, match=r"the plan takes no planes of shape \(1, 13, 4\)"):
+        engine.run({"planes": np.zeros((1, 13, 4), dtype=np.uint8), "labels": labels})
     with pytest.raises(ValueError, match="one number of rows"):
         Lanes([]).run({"a": x, "b": x[:1]})
+    engine.close()
+    assert not cuda.live
+    assert not cuda.graphs
+
+
+def test_labels_are_copied_when_they_change_and_not_otherwise() -> None:
+    cuda = HostCuda()
+    recipe = Recipe(profiles=((1, 4),), ranges=(("C", 1, 12, 12), ("L", 1, 3, 8)))
+    engine = Engine(host_tensorrt(cuda, recipe), scores_graph(), recipe, cuda, constants=frozenset(["labels"]))
+    x, labels = np.ones((1, 1, 4), dtype=np.uint8), np.ones((3, 4), dtype=np.float32)
+    engine.run({"planes": x, "labels": labels})
+    for given, copies in ((labels, 0), (labels * 2, 1), (labels, 1), (labels, 0)):
+        cuda.events.clear()
+        assert engine.run({"planes": x, "labels": given})["scores"][0, 0] == 4 * given[0, 0]
+        assert cuda.events.count(("in", 1)) == copies  # windows go in with the recorded graph
+
+
+def test_the_graph_from_counts_runs_on_the_lanes_as_on_onnx_runtime(graph: bytes) -> None:
+    import onnxruntime as ort
+
+    from encoders.fused import fused_graph
+
+    rng, recipe = np.random.default_rng(1), replace(FUSED, profiles=((1, 2),))
+    n, samples = 3, 3600
+    feeds = {
+        "counts": np.cumsum(rng.integers(-30, 31, (n, 2, samples)), axis=2).astype(np.int16),
+        "mix": np.tile(np.eye(12, 2, dtype=np.float32), (n, 1, 1)) / 1000,
+        "least": np.full((n, 1, 1), 0.005, dtype=np.float32),
+        "labels": rng.standard_normal((5, 8)).astype(np.float32),
+        "bias": rng.standard_normal(5).astype(np.float32),
+    }
+    whole = ort.InferenceSession(fused_graph(graph, 360_000).SerializeToString(), providers=["CPUExecutionProvider"])
+    expected = dict(zip((o.name for o in whole.get_outputs()), whole.run(None, feeds), strict=True))
+    cuda = HostCuda()
+    planes = fused_graph(graph, 360_000, planes=True).SerializeToString()
+    engine = Engine(host_tensorrt(cuda, recipe), planes, recipe, cuda, constants=frozenset(["labels", "bias"]))
+    feeds["counts"] = feeds["counts"].view(np.uint8).reshape(n, 2, samples, 2)
+    out = engine.run(feeds)
+    assert set(out) == {"embedding", "logits", "band"}
+    for name, value in out.items():
+        np.testing.assert_allclose(value, expected[name], atol=1e-3 if name == "band" else 1e-4)

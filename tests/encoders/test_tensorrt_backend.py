@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 
 from encoders import tensorrt_backend
 from encoders.base import BackendUnavailable, Encoder
-from encoders.engine import PlanCache, Recipe
+from encoders.engine import EngineOptions, PlanCache, Precision, Recipe
 from encoders.engine_build import BuildError
 from encoders.engine_cuda import Gpu
 from encoders.model import EcgEncoder, EncoderConfig
@@ -24,7 +25,7 @@ from encoders.tensorrt_backend import Planner, open_tensorrt
 from tests.encoders.host_gpu import HostCuda, host_tensorrt
 from training.release.onnx_graph import encoder_graph
 
-RECIPE = Recipe(profiles=((1, 4),))
+RECIPE = Recipe()
 
 
 def graph(seed: int) -> bytes:
@@ -54,9 +55,11 @@ class Workshop:
             raise made
         return made, b"timings %d" % len(self.timings)
 
-    def open(self, check: Callable[[Encoder], None] | None = None) -> Encoder:
-        digest = hashlib.sha256(RIGHT).hexdigest()
-        return open_tensorrt(RIGHT, digest, check or self.golden, RECIPE, planner=self.planner, cuda=self.cuda)
+    def open(self, check: Callable[[Encoder], None] | None = None, precision: Precision = "fp16") -> Encoder:
+        files = {"encoder.onnx": RIGHT}
+        artifact: Any = SimpleNamespace(manifest=SimpleNamespace(files=files), encoder_digest=hashlib.sha256(RIGHT).hexdigest())
+        artifact.read, artifact.check_golden = files.__getitem__, check or self.golden
+        return open_tensorrt(artifact, EngineOptions(precision=precision), self.planner, self.cuda)
 
     def golden(self, encoder: Encoder) -> None:
         engine = tensorrt_backend.Engine(self.planner.trt, RIGHT, RECIPE, self.cuda)
@@ -130,6 +133,15 @@ def test_a_fresh_plan_that_fails_too_is_refused(tmp_path: Path, monkeypatch: pyt
     assert shop.left == []
 
 
+def test_a_precision_that_the_artifact_does_not_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BackendUnavailable, match=r"holds no encoder\.s8s8\.onnx: export it with --s8s8"):
+        Workshop(tmp_path, monkeypatch).open(precision="int8")
+    shop = Workshop(tmp_path, monkeypatch, RIGHT, RIGHT)
+    shop.open(precision="bf16").close()
+    shop.open().close()
+    assert len(list(tmp_path.glob("*.plan"))) == 3  # bf16, fp16 and the timing cache
+
+
 def test_a_build_that_fails_says_whose_words_these_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shop = Workshop(tmp_path, monkeypatch, BuildError("Unsupported SM."))
     with pytest.raises(BackendUnavailable, match=r"tensorrt 0\.test builds no engine here: Unsupported SM\."):
@@ -172,8 +184,9 @@ def test_plans_of_tensorrt_rtx_outlive_a_driver(monkeypatch: pytest.MonkeyPatch,
 def test_the_driver_is_asked_before_any_library_is_loaded() -> None:
     code = (
         "import sys\nfrom encoders.base import BackendUnavailable\nfrom encoders.tensorrt_backend import open_tensorrt\n"
+        "from encoders.engine import EngineOptions\n"
         "import encoders.engine_cuda as c\nc.ctypes.CDLL = lambda name: (_ for _ in ()).throw(OSError(name))\n"
-        "try: open_tensorrt(b'', '', print)\nexcept BackendUnavailable as error: print(error)\n"
+        "try: open_tensorrt(None, EngineOptions())\nexcept BackendUnavailable as error: print(error)\n"
         "print([m for m in sys.modules if 'tensorrt' in m and 'encoders' not in m or m.startswith(('torch', 'cuda'))])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
