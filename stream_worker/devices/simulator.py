@@ -137,18 +137,20 @@ def fleet(
     devices: Sequence[Device] | None = None,
     session_start_ns: int = 0,
     last: bool = True,
+    number_from: int = 0,
 ) -> Iterator[tuple[bytes, bytes, float]]:
     """Load: (key, value, second of publication) of many streams, in the order of publication.
 
     drop, duplicate, reorder: shares of chunks that are lost, sent once more, or sent late, never later than the worker's grace.
     skew_ms: device clocks are off by up to this much either way. devices: the waveforms, taken in turns (default: the demo's).
     last: whether each stream's last chunk (never lost or late) ends its session. Waveforms are made once; they repeat.
+    number_from: the first stream's number in its id, so that several fleets are one.
     """
     rng = np.random.default_rng([seed, 5])
     templates = [_Template(device, chunk_ms) for device in devices or demo_devices(seed)]
     skews = rng.integers(-skew_ms, skew_ms + 1, n_streams) * 1_000_000
     phases = np.sort(rng.uniform(0, chunk_ms / 1000, n_streams))  # devices do not publish in step
-    keys = [f"sim-{i:05d}" for i in range(n_streams)]
+    keys = [f"sim-{i:05d}" for i in range(number_from, number_from + n_streams)]
     heads = [
         Chunk(stream_id=key, session_id="1", session_start_ns=session_start_ns + int(skew)).SerializeToString()
         for key, skew in zip(keys, skews, strict=True)

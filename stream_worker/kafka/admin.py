@@ -16,7 +16,7 @@ from aiokafka.errors import KafkaError, for_code
 from stream_worker.errors import BrokerUnavailable, ConfigError, WorkerError
 from stream_worker.seam import TopicState
 
-__all__ = ["closed", "connect_admin", "create_topics", "describe_topics", "refusal"]
+__all__ = ["closed", "connect_admin", "create_topics", "delete_topics", "describe_topics", "refusal"]
 
 _log = logging.getLogger(__name__)
 _RETRY_S = 0.5
@@ -104,6 +104,17 @@ async def create_topics(
         names = [topic.name for topic in topics]
         while not all(map(_has_leaders, await admin.describe_topics(names))):
             await asyncio.sleep(0.05)
+
+
+async def delete_topics(
+    bootstrap: str, names: Sequence[str], security: Mapping[str, Any] | None = None, timeout_s: float = 15.0
+) -> None:
+    """Delete them with all they hold. Raises ConfigError naming what the cluster refused."""
+    async with _admin(bootstrap, security, timeout_s) as admin:
+        answer = await admin.delete_topics(list(names), timeout_ms=int(timeout_s * 1000))
+        for name, code, *_ in answer.topic_error_codes:
+            if code:
+                raise ConfigError(f"topic {name} was not deleted: {for_code(code).__name__}")
 
 
 def _has_leaders(described: Mapping[str, Any]) -> bool:
