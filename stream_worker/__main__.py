@@ -226,6 +226,28 @@ def audit(
     raise typer.Exit(audit_command.audit(since, until, offsets, partition or [], json, **options))
 
 
+@app.command(short_help="How many streams does this machine carry? Three minutes.")
+def bench(
+    kafka: Kafka = None,
+    artifact: ArtifactDir = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Draw it too (.png or .svg; extra `view`).")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """How many streams does this machine carry in real time, by lead set and rate, and what is the limit?
+
+    Measures each stage alone, then a worker process through Kafka: as fast as it goes, then at 25, 50, 75 and 90 % of that with
+    the time from the last sample sent to the finding readable. Simulated devices send from this process, so sender and worker
+    share the machine. Without a Kafka only the stages are measured.
+
+    It makes topics and a group named ecg-bench-*, sends up to 1 GB, and deletes the topics: not for a busy cluster.
+    """
+    from stream_worker.bench import command
+
+    command.bench(kafka, artifact, json, plot)
+
+
 @app.command(short_help="The alert stage: findings -> few, stable episodes.")
 def alerts(
     kafka: Kafka = None,
