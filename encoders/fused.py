@@ -14,6 +14,7 @@ What it computes is `preprocess` and the encoder; `front` has the matrices. Impo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -62,18 +63,25 @@ class Nodes:
         """x[begin:end:step] along an axis."""
         return self.op("Slice", name, x, *(self.numbers(v) for v in (begin, end, axis, step)))
 
-    def local(self, name: str, x: str, operator: LocalOperator) -> str:
-        """x: (R, T) -> (R, N), see LocalOperator."""
-        o, k = operator, operator.outputs
-        inner = o.blocks * o.stride
-        y = x if inner == o.n_in else self.part(f"{name}.whole", x, 0, inner)
+    def products(self, name: str, x: str, operators: Sequence[LocalOperator]) -> str:
+        """x: (R, T) -> (R, blocks, columns of all): the blocks that these operators share, by their middles side by side."""
+        o = operators[0]
+        y = x if o.blocks * o.stride == o.n_in else self.part(f"{name}.whole", x, 0, o.blocks * o.stride)
         y = self.op("Reshape", f"{name}.blocks", y, self.numbers(-1, o.blocks, o.stride))
-        y = self.op("MatMul", f"{name}.middle", y, self.weight(f"{name}.kernel", o.middle))
-        early = self.part(f"{name}.early", self.part(f"{name}.but_last", y, 0, o.blocks - 1), k, 2 * k, 2)
-        late = self.part(f"{name}.late", self.part(f"{name}.but_first", y, 1, o.blocks), 0, k, 2)
-        y = self.op("Add", f"{name}.sum", early, late)
-        y = self.op("Reshape", f"{name}.row", y, self.numbers(-1, (o.blocks - 1) * k))
-        if (o.begin, o.end) != (o.first, o.first + (o.blocks - 1) * k):
+        kernel = self.weight(f"{name}.kernel", np.concatenate([other.middle for other in operators], axis=1))
+        return self.op("MatMul", f"{name}.products", y, kernel)
+
+    def local(self, name: str, x: str, operator: LocalOperator, products: str, column: int = 0) -> str:
+        """x: (R, T) -> (R, N), see LocalOperator. column: where its middle begins in `products`."""
+        o, k, n = operator, operator.outputs, operator.blocks - operator.spans + 1
+        late = [
+            self.op("Slice", f"{name}.part{j}", products, self.numbers(j, at), self.numbers(j + n, at + k), self.numbers(1, 2))
+            for j in range(o.spans)
+            for at in [column + (o.spans - 1 - j) * k]
+        ]
+        y = self.op("Sum", f"{name}.sum", *late) if len(late) > 1 else late[0]
+        y = self.op("Reshape", f"{name}.row", y, self.numbers(-1, n * k))
+        if (o.begin, o.end) != (o.first, o.first + n * k):
             y = self.part(f"{name}.valid", y, o.begin - o.first, o.end - o.first)
         parts = [y]
         if o.begin:
@@ -100,25 +108,29 @@ def _centred(g: Nodes, samples: int, planes: bool) -> str:
 def _front(g: Nodes, front: Front, planes: bool) -> tuple[str, str]:
     """-> names of the encoder's signal (B, 12, 1000 or 5000) and of the band (B, C, 1000)."""
     x = _centred(g, front.samples, planes)
-    slow = g.local("slow", x, front.slow)
+    products = g.products("forward", x, [front.low, front.slow])
+    slow = g.local("slow", x, front.slow, products, front.low.middle.shape[1])
     last = g.part("right.last", x, front.samples - len(front.right), front.samples)
     right = g.op("MatMul", "right", last, g.weight("right.kernel", front.right))
     both = g.op("Concat", "slow.all", slow, right, axis=1)
     drift = g.op("MatMul", "drift", both, g.weight("drift.kernel", front.drift))
     pair = g.part("pair", g.op("Shape", "shape", "counts"), 0, 2, 0)  # B, C
 
-    def less(name: str, low: LocalOperator, back: LocalOperator) -> str:
-        y = g.op("Sub", name + ".rows", g.local(name + ".low", x, low), g.local(name + ".back", drift, back))
-        return g.op("Reshape", name, y, g.op("Concat", name + ".shape", pair, g.numbers(low.n_out), axis=0))
+    def by_window(name: str, y: str, n: int) -> str:
+        return g.op("Reshape", name, y, g.op("Concat", name + ".shape", pair, g.numbers(n), axis=0))
 
-    band = less("band.all", front.low, front.back)  # (B, C, N)
+    back = g.local("back", drift, front.back, g.products("back", drift, [front.back]))
+    rows = g.op("Sub", "rows.band", g.local("low", x, front.low, products), back)  # (B * C, N)
+    band = by_window("band.all", rows, front.low.n_out)  # (B, C, N)
     lead = g.op("MatMul", "lead", "mix", band)  # (B, 12, N)
     power = g.op("MatMul", "power", g.op("Mul", "square", lead, lead), g.weight("weights", front.weights[:, None]))
     scale = g.op("Max", "scale", g.op("Sqrt", "rms", power), "least")  # (B, 12, 1)
-    if front.signal is None or front.signal_back is None:
+    if front.decimation is None:
         signal = g.op("Div", "signal", lead, scale)
     else:
-        signal = g.op("MatMul", "signal", g.op("Div", "gain", "mix", scale), less("cut", front.signal, front.signal_back))
+        cut = g.local("cut", rows, front.decimation, g.products("cut", rows, [front.decimation]))
+        cut = by_window("cut.all", cut, front.decimation.n_out)
+        signal = g.op("MatMul", "signal", g.op("Div", "gain", "mix", scale), cut)
     return signal, g.part("band", band, 0, BAND * STEP // front.step, 2, STEP // front.step)
 
 

@@ -54,7 +54,9 @@ def test_the_graph_is_the_preprocessing(fs: int, form: str) -> None:
             feeds = {"counts": x, "mix": np.stack([mix] * 2), "least": np.full((2, 1, 1), FLOOR[unit], np.float32)}
             signal, band = session.run(None, feeds)
             wanted = decimated(reference) if form == "decimated" else reference
-            assert np.abs(signal - wanted).max() < 5e-4 * np.abs(wanted).max()
+            assert (
+                np.abs(signal - wanted).max() < (2e-3 if form == "decimated" else 2e-5) * np.abs(wanted).max()
+            )  # much is noise
             assert band.shape == (2, len(leads), 1000)
             rows = [LEADS.index(lead) for lead in leads]
             slow = reference[:, rows, ::5]
