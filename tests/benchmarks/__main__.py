@@ -23,7 +23,7 @@ TARGETS: dict[str, tuple[str, float, str]] = {
     "exactly_once_vs_at_least_once": (">=", 0.85, "the default client: chunks/s delivered exactly once over at least once"),
     "worker_with_preprocessing_vs_getmany": ("", 0.0, "the same with preprocessing and quality, only the encoder null"),
     "training_vs_bare": (">=", 0.80, "training loop: records/s over bare forward and backward passes on synthetic batches"),
-    "gpu_torch_plain_512": (">=", 0.35, "torch on a GPU, paper-exact encoder, batch 512, host to host: share of the layer floor"),
+    "gpu_torch_plain_512": (">=", 0.35, "torch on a GPU, paper-exact encoder, batch 512, host to host: share of the floor"),
     "gpu_tensorrt_plain_512": (">=", 0.60, "TensorRT on a GPU: the same"),
     "gpu_p99_batch8_ms": ("<=", 5.0, "default encoder on a GPU, batch 8, the best path: p99 of a batch, ms"),
     "base_install_mb": ("<=", 320.0, "base install, MB"),
