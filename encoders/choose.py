@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from encoders.artifact import Artifact
     from encoders.model import EncoderConfig
 
-__all__ = ["ORDER", "Choice", "choose", "open_backend"]
+__all__ = ["BACKENDS", "ORDER", "Choice", "choose", "open_backend"]
 
-ORDER = ("tensorrt", "torch", "onnxruntime")  # the fastest first; the last runs everywhere
+ORDER = ("tensorrt", "torch", "onnxruntime")  # of "auto": the fastest first; the last runs everywhere
+BACKENDS = (*ORDER, "openvino")  # by name
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,11 @@ def open_backend(name: str, artifact: Artifact, threads: int | None, engine: Eng
         from encoders.tensorrt_backend import open_tensorrt
 
         return open_tensorrt(artifact, engine)
-    raise ValueError(f"backend {', '.join(ORDER[:-1])} or {ORDER[-1]} expected, got {name!r}")
+    if name == "openvino":
+        from encoders.openvino_backend import OpenVinoEncoder
+
+        return OpenVinoEncoder(artifact.read("encoder.onnx"), artifact.encoder_digest, threads)
+    raise ValueError(f"backend {', '.join(BACKENDS)} expected, got {name!r}")
 
 
 def _torch_gpu() -> None:

@@ -69,7 +69,7 @@ def engine_bench(
     cache: Cache = None,
     precision: Precision = None,
     backend: Annotated[
-        str | None, typer.Option(help="tensorrt, torch, onnxruntime; default: what a worker would take [env ECG_BACKEND].")
+        str | None, typer.Option(help="tensorrt, torch, onnxruntime, openvino; default: the worker's choice [env ECG_BACKEND].")
     ] = None,
     batch: Annotated[
         list[int] | None, typer.Option("--batch", min=1, max=2048, help="Windows a call. Repeatable; default 1, 8, 32.")

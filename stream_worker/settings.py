@@ -37,8 +37,8 @@ class Settings(BaseSettings):
     bank_poll_s: float = Field(1.0, gt=0, description="how often the active bank's name is read")
 
     artifact: Path | None = Field(None, description="model directory; unset: deploy/model of the checkout")
-    backend: Literal["auto", "tensorrt", "torch", "onnxruntime"] = Field(
-        "auto", description="auto: the first of those that follow which this machine can run; a name: that one or an error"
+    backend: Literal["auto", "tensorrt", "torch", "onnxruntime", "openvino"] = Field(
+        "auto", description="auto: the first of the next three that this machine can run, torch on a GPU only; a name: that one"
     )
     engine_cache: Path | None = Field(None, description="directory of engine plans; unset: the user's cache directory")
     engine_precision: Literal["fp16", "bf16", "int8", "fp32"] = Field("fp16", description="of TensorRT's engines")

@@ -1,0 +1,54 @@
+"""OpenVINO gives the default backend's embeddings; what it cannot load, or that it is missing, is said."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from encoders.base import BackendUnavailable, Encoder
+from encoders.model import EcgEncoder, EncoderConfig
+from encoders.onnx_backend import OnnxEncoder
+from encoders.openvino_backend import OpenVinoEncoder
+from training.release.onnx_graph import encoder_graph
+
+installed = pytest.mark.skipif(
+    find_spec("openvino") is None, reason='needs OpenVINO: pip install "ecg-stream-worker[openvino]"'
+)
+
+
+@installed
+@pytest.mark.parametrize("form", ["decimated", "plain"])
+def test_the_same_embeddings(form: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    data = encoder_graph(EcgEncoder(EncoderConfig(dim=16, form=form)).eval())  # type: ignore[arg-type]
+    (tmp_path / "encoder.onnx").write_bytes(data)
+    digest = hashlib.sha256(data).hexdigest()
+    x = np.random.default_rng(0).standard_normal((3, 12, 5000)).astype(np.float32)
+    with OnnxEncoder(tmp_path / "encoder.onnx", digest, 1) as reference, OpenVinoEncoder(data, digest, 1) as encoder:
+        assert isinstance(encoder, Encoder)
+        assert (encoder.dim, encoder.digest, encoder.backend) == (16, digest, "openvino")
+        first = encoder.encode(x)
+        np.testing.assert_allclose(first, reference.encode(x), atol=2e-6)
+        encoder.encode(-x)
+        np.testing.assert_array_equal(first, encoder.encode(x))  # a result is the caller's own
+        assert encoder.encode(x[:0]).shape == (0, 16)
+    with pytest.raises(RuntimeError, match="closed"):
+        encoder.encode(x)
+
+
+@installed
+def test_what_is_no_graph_is_refused() -> None:
+    with pytest.raises(ValueError, match="no graph that OpenVINO loads"):
+        OpenVinoEncoder(b"no graph", "ab" * 32)
+
+
+def test_where_it_is_missing_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(BackendUnavailable, match=r"no OpenVINO .*ecg-stream-worker\[openvino\]"):
+        OpenVinoEncoder(b"", "ab" * 32)
