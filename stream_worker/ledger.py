@@ -10,6 +10,7 @@ A restart reads findings from F on to learn the frontiers, re-reads chunks from 
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from collections.abc import Iterable
 
 from stream_worker.errors import ConfigError
@@ -58,18 +59,13 @@ class Track:
         if frontier <= self.published:
             return
         self.published = frontier
-        done = 0
-        while done < len(self.ends) and self.ends[done] <= frontier:
-            done += 1
-        if done:
+        if done := bisect_right(self.ends, frontier):
             del self.ends[:done], self.offsets[:done], self.times[:done]
 
     def low(self, frontier: int) -> int | None:
         """Lowest offset that may hold a sample at or above `frontier`."""
-        for offset, end in zip(self.offsets, self.ends, strict=True):
-            if end > frontier:
-                return offset
-        return None
+        at = bisect_right(self.ends, frontier)  # ends only rise
+        return self.offsets[at] if at < len(self.ends) else None
 
 
 class Ledger:

@@ -45,14 +45,15 @@ class Run:
 
     __slots__ = (
         *("ahead", "base", "between", "cap", "end", "final", "frontier", "given", "grid", "high", "key", "last_ms"),
-        *("last_offset", "layout", "page", "seen", "spans", "step", "track"),
+        *("last_offset", "layout", "page", "seen", "spans", "step", "track", "window"),
     )
 
     def __init__(self, key: RunKey, layout: Layout, rules: Rules, grid: int, track: Track | None = None) -> None:
         self.key, self.layout = key, layout
         self.step = rules.hop_ms * layout.fs_mhz
         self.between = int(self.step % 1_000_000 != 0)  # samples that may lie between two windows where the grid is rounded
-        self.cap = layout.window + layout.samples(rules.grace_ms)
+        self.window = layout.window
+        self.cap = self.window + layout.samples(rules.grace_ms)
         self.page: NDArray[np.int16] | None = None  # (C, window), in one piece: what is digested and scored
         self.ahead: NDArray[np.int16] | None = None  # (C, cap - window)
         self.given = False  # the page is part of a window that was cut: nothing may be written there any more
@@ -72,7 +73,7 @@ class Run:
 
     def _aim(self) -> None:
         self.frontier = self.start(self.grid)
-        self.end = self.frontier + self.layout.window
+        self.end = self.frontier + self.window
 
     def advance(self) -> None:
         """The window at the frontier is decided; forget what lies below the next."""
@@ -98,16 +99,20 @@ class Run:
         if self.given:
             self.page, self.given = None, False
         for at, samples in kept:
-            self.write(at, samples)
+            self.write(at, at + samples.shape[1], samples)
 
     def jumps(self, first: int, offset: int, most: int) -> bool:
         """Whether a chunk lies more than `most` samples ahead. One that is read again is judged as when it was read first: what
         the run then accepted lay less than window + grace beyond where its frontier is now."""
         return first - self.high > most or (offset <= self.seen and first - self.frontier >= self.cap)
 
-    def write(self, first: int, samples: NDArray[np.int16]) -> None:
-        """Put (C, n) samples into the page, or ahead of it; the caller has seen to it that they fit."""
-        at, window, leads = first - self.base, self.layout.window, len(self.layout.leads)
+    def write(self, first: int, end: int, samples: NDArray[np.int16]) -> None:
+        """Put samples (C, end - first) into the page, or ahead of it; the caller has seen to it that they fit."""
+        at, window, page = first - self.base, self.window, self.page
+        if page is not None and end - self.base <= window:
+            page[:, at : end - self.base] = samples
+            return
+        leads = len(self.layout.leads)
         fit = min(max(window - at, 0), samples.shape[1])
         if fit:
             if self.page is None:
@@ -121,7 +126,7 @@ class Run:
 
     def _parts(self, first: int, end: int) -> Iterator[tuple[int, NDArray[np.int16]]]:
         """Received samples [first, end) as they lie: (first sample, (C, n)), at most two."""
-        middle = self.base + self.layout.window
+        middle = self.base + self.window
         if first < min(end, middle):
             assert self.page is not None
             yield first, self.page[:, first - self.base : min(end, middle) - self.base]
@@ -153,7 +158,7 @@ class Run:
         clash, at, wrote = False, first, False
         for a, b in [*_overlaps(self.spans, first, end), (end, end)]:
             if at < a:
-                self.write(at, samples[:, at - first : a - first])
+                self.write(at, a, samples[:, at - first : a - first])
                 wrote = True
             for place, held in self._parts(a, b):
                 clash = clash or not np.array_equal(held, samples[:, place - first : place - first + held.shape[1]])

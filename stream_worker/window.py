@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 
 from encoders.signal import Layout
@@ -20,6 +21,8 @@ from stream_worker.records import Chunk, Closed, Event, Input, Rejected, RunKey,
 from stream_worker.run import Rules, Run, first_at_or_after, last_at_or_before
 
 __all__ = ["Remembered", "Windower"]
+
+log = structlog.get_logger(__name__)
 
 
 class Remembered(NamedTuple):
@@ -44,6 +47,7 @@ class Windower:
         self.dropped_tails = 0
         self._idle: list[tuple[int, int, Run]] = []  # heap: a time at or before a run's last accepted chunk; one entry a run
         self._opened = 0
+        self.underway: list[Event] = []  # what the record at hand has given rise to, should it end in an exception
         for run in runs:
             self._add(run)
 
@@ -94,7 +98,11 @@ class Windower:
 
     def push(self, chunk: Chunk, offset: int, timestamp_ms: int) -> list[Event]:
         """One decoded chunk. Its samples (C, n) are copied; the log's first copy of a sample wins."""
-        events = self.tick(timestamp_ms)
+        if timestamp_ms > self.clock_ms:
+            self.clock_ms = timestamp_ms
+        idle = self._idle
+        may_end = self.memory or (idle and self.clock_ms - idle[0][0] > self.rules.idle_ms)
+        events = self.underway = self.tick(timestamp_ms) if may_end else []
         key, layout, first, samples, last = chunk
         end = first + samples.shape[1]
         run = self.runs.get(key)
@@ -104,7 +112,7 @@ class Windower:
                 return events
         spans = run.spans
         if spans and first == run.high == spans[-1] and end <= run.frontier + run.cap:
-            run.write(first, samples)  # the common case: the next stretch, and there is room
+            run.write(first, end, samples)  # the common case: the next stretch, and there is room
             spans[-1] = run.high = end
             self._accept(run, end, offset)
             if end >= run.end:
@@ -137,7 +145,9 @@ class Windower:
         return run
 
     def _accept(self, run: Run, end: int, offset: int) -> None:
-        run.last_ms, run.last_offset = max(run.last_ms, self.clock_ms), offset
+        if self.clock_ms > run.last_ms:
+            run.last_ms = self.clock_ms
+        run.last_offset = offset
         run.track.accept(offset, end, self.clock_ms)
 
     def _place(self, run: Run, first: int, samples: NDArray[np.int16], offset: int, events: list[Event]) -> bool:
@@ -196,7 +206,30 @@ class Windower:
         newest = run.spans[-2] if run.spans else run.frontier
         return newest <= max(run.frontier, run.high - run.layout.samples(self.rules.grace_ms))
 
+    def break_off(self, chunk: Chunk, offset: int, events: list[Event]) -> list[Event]:
+        """`push` has raised: a defect of ours. The chunk is refused, and its run, in whatever state it is, ends behind it; read
+        again, the chunk is late. events: what the record gave rise to before, which counts."""
+        run = self.runs.get(chunk.key)
+        events.append(Rejected(offset, "defect"))
+        if run is not None:
+            end = min(chunk.first + chunk.samples.shape[1], run.high + 2 * run.layout.samples(self.rules.jump_ms))
+            self._break_off(run, end, events)
+        return events
+
+    def _break_off(self, run: Run, end: int, events: list[Event]) -> None:
+        frontier = run.start(first_at_or_after(max(run.high, end), run.step))
+        events.append(Closed(run.key, run.layout, frontier, "defect", self._input(run)))
+        self._remember(run, frontier)
+
     def _end(self, run: Run, why: str, events: list[Event]) -> None:
+        """A run ends; a defect of ours in it costs its last windows and nobody else's."""
+        try:
+            self._conclude(run, why, events)
+        except Exception:
+            log.exception("a run could not be ended in order", stream=run.key[0], session=run.key[1], frontier=run.frontier)
+            self._break_off(run, run.high, events)
+
+    def _conclude(self, run: Run, why: str, events: list[Event]) -> None:
         """Decide what is whole, then the tail if it reaches 5 s; remember the frontier so that late samples stay late."""
         while run.end <= run.high:
             self._decide(run, events)
@@ -207,6 +240,10 @@ class Windower:
             source = self._input(run)
             run.skip_to(run.high)
             events.append(Closed(run.key, run.layout, run.frontier, why, source))
+        self._remember(run, run.frontier)
+
+    def _remember(self, run: Run, frontier: int) -> None:
+        """Of a run that has ended."""
         del self.runs[run.key]
         run.page = run.ahead = None  # the run itself may stand in the heap of idle times for a while
         siblings = self.by_stream[run.key[0]]
@@ -214,4 +251,4 @@ class Windower:
         if not siblings:
             del self.by_stream[run.key[0]]
         self.memory.pop(run.key, None)
-        self.memory[run.key] = Remembered(run.frontier, run.last_ms, run.track)
+        self.memory[run.key] = Remembered(frontier, run.last_ms, run.track)

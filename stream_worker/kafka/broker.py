@@ -38,7 +38,9 @@ _T = TypeVar("_T")
 _RETRY_S = 0.5
 # One request is under way per node at a time, so a fetch that waits for an idle partition keeps a busy one waiting too.
 _FETCH_WAIT_MS = 50
-_FETCH_PARTITION_BYTES = 512 << 10  # more is slower: the client grows one buffer for a whole answer
+# The largest batch of a topic (1 MiB unless it says otherwise) must fit whole: what does not is sent, and thrown away. More is
+# slower: the client grows one buffer for a whole answer.
+_FETCH_PARTITION_BYTES = 1100 << 10
 _FETCH_BYTES = 32 << 20
 
 
