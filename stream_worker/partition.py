@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import structlog
+
 from stream_worker.errors import BadInput
 from stream_worker.ledger import Ledger
-from stream_worker.records import Closed, DeadLetter, Event, Finding, Rejected, Window
+from stream_worker.records import Chunk, Closed, DeadLetter, Event, Finding, Rejected, Window
 from stream_worker.recovery import Recovered
 from stream_worker.seam import Record
 from stream_worker.shed import Delay, Share
@@ -15,6 +17,8 @@ from stream_worker.window import Windower
 from stream_worker.wire import Decoder, dead_letter
 
 __all__ = ["Partition", "Work"]
+
+log = structlog.get_logger(__name__)
 
 
 class Work(NamedTuple):
@@ -60,16 +64,9 @@ class Partition:
 
     def take(self, records: Sequence[Record], decode: Decoder, keep_payload: bool, lags: bool = False) -> Work:
         """Records in offset order -> one Work. lags: windows beyond a stream's share are not to be scored."""
-        assert self.windower is not None
-        windower, events, letters = self.windower, list[Window | Closed](), list[DeadLetter]()
-        shed: list[int] = []
+        events, letters, shed = list[Window | Closed](), list[DeadLetter](), list[int]()
         for record in records:
-            try:
-                chunk = decode(record.key, record.value)
-            except BadInput as error:
-                outcome: list[Event] = [*windower.tick(record.timestamp_ms), Rejected(record.offset, error.code)]
-            else:
-                outcome = windower.push(chunk, record.offset, record.timestamp_ms)
+            outcome = self._read(record, decode)
             for event in outcome:
                 if not isinstance(event, Rejected):
                     if isinstance(event, Window) and self._beyond_share(event, lags):
@@ -79,6 +76,23 @@ class Partition:
                     letters.append(dead_letter(self.number, event.offset, event.code, record.value, keep_payload))
         self.taken = records[-1].offset + 1
         return Work(self, events, letters, self.taken, frozenset(shed))
+
+    def _read(self, record: Record, decode: Decoder) -> list[Event]:
+        """A record that makes our own code raise is refused like any other that is of no use; the log says where we failed."""
+        assert self.windower is not None
+        chunk: Chunk | None = None
+        try:
+            chunk = decode(record.key, record.value)
+            return self.windower.push(chunk, record.offset, record.timestamp_ms)
+        except BadInput as error:
+            return [*self.windower.tick(record.timestamp_ms), Rejected(record.offset, error.code)]
+        except MemoryError:
+            raise
+        except Exception:
+            log.exception("a record could not be read", partition=self.number, offset=record.offset)
+            if chunk is not None:
+                return self.windower.break_off(chunk, record.offset, self.windower.underway)
+            return [*self.windower.tick(record.timestamp_ms), Rejected(record.offset, "defect")]
 
     def _beyond_share(self, window: Window, lags: bool) -> bool:
         assert self.windower is not None

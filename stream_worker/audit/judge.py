@@ -21,7 +21,7 @@ from stream_worker.audit.facts import Due, Told, differences, due_of, pack, plac
 from stream_worker.audit.report import PartReport
 from stream_worker.errors import BadInput
 from stream_worker.ledger import decode_metadata
-from stream_worker.records import Closed, Event, Rejected, RunKey, Window
+from stream_worker.records import Chunk, Closed, Event, Rejected, RunKey, Window
 from stream_worker.run import Rules
 from stream_worker.seam import Position, Record
 from stream_worker.window import Windower
@@ -153,13 +153,15 @@ class PartitionAudit:
             chunk = self._decode(record.key, record.value)
         except BadInput as error:
             return [*self._windower.tick(record.timestamp_ms), Rejected(record.offset, error.code)]
+        except Exception:  # where the worker fails, so does this program: it is the same code
+            return [*self._windower.tick(record.timestamp_ms), Rejected(record.offset, "defect")]
         key, layout, first, samples, _ = chunk
         view, end = self._views.setdefault(key, _View()), first + samples.shape[1]
         if view.judged_from is None:
             view.start = first
             sure = self._sure_offset is not None and record.offset >= self._sure_offset
             view.judged_from = 0 if sure else end + layout.window + layout.samples(self.rules.grace_ms)
-        events = self._windower.push(chunk, record.offset, record.timestamp_ms)
+        events = self._push(chunk, record)
         view.end = max(view.end, end)
         track = self._windower.track(key)
         if track is not None:
@@ -167,6 +169,18 @@ class PartitionAudit:
             if track.offsets and track.offsets[-1] == record.offset and end > max(view.published, view.judged_from):
                 view.low = view.low or (record.offset, end)
         return events
+
+    def _push(self, chunk: Chunk, record: Record) -> list[Event]:
+        """Where the worker failed on a chunk, so does this program, which is the same code; where it is not, the worker's word
+        counts."""
+        events, windower = self._windower.tick(record.timestamp_ms), self._windower
+        try:
+            pushed = windower.push(chunk, record.offset, record.timestamp_ms)
+        except Exception:
+            return windower.break_off(chunk, record.offset, events + windower.underway)
+        if (record.offset, "defect") in self._letters:
+            return windower.break_off(chunk, record.offset, events)
+        return events + pushed
 
     def _refuse(self, event: Rejected) -> None:
         at = event.offset, event.code
