@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from encoders import openvino_backend
 from encoders.base import BackendUnavailable, Encoder
 from encoders.model import EcgEncoder, EncoderConfig
 from encoders.onnx_backend import OnnxEncoder
@@ -27,10 +27,11 @@ installed = pytest.mark.skipif(
 def test_the_same_embeddings(form: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     data = encoder_graph(EcgEncoder(EncoderConfig(dim=16, form=form)).eval())  # type: ignore[arg-type]
-    (tmp_path / "encoder.onnx").write_bytes(data)
+    path = tmp_path / "encoder.onnx"
+    path.write_bytes(data)
     digest = hashlib.sha256(data).hexdigest()
     x = np.random.default_rng(0).standard_normal((3, 12, 5000)).astype(np.float32)
-    with OnnxEncoder(tmp_path / "encoder.onnx", digest, 1) as reference, OpenVinoEncoder(data, digest, 1) as encoder:
+    with OnnxEncoder(path, digest, 1) as reference, OpenVinoEncoder(path, digest, 1) as encoder:
         assert isinstance(encoder, Encoder)
         assert (encoder.dim, encoder.digest, encoder.backend) == (16, digest, "openvino")
         first = encoder.encode(x)
@@ -43,12 +44,16 @@ def test_the_same_embeddings(form: str, tmp_path: Path) -> None:
 
 
 @installed
-def test_what_is_no_graph_is_refused() -> None:
-    with pytest.raises(ValueError, match="no graph that OpenVINO loads"):
-        OpenVinoEncoder(b"no graph", "ab" * 32)
+def test_what_is_no_graph_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "encoder.onnx"
+    path.write_bytes(b"no graph")
+    with pytest.raises(ValueError, match=r"encoder\.onnx: no ONNX graph that OpenVINO loads"):
+        OpenVinoEncoder(path, hashlib.sha256(b"no graph").hexdigest())
+    with pytest.raises(ValueError, match=r"encoder\.onnx: sha256"):
+        OpenVinoEncoder(path, "ab" * 32)
 
 
 def test_where_it_is_missing_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(BackendUnavailable, match=r"no OpenVINO .*ecg-stream-worker\[openvino\]"):
-        OpenVinoEncoder(b"", "ab" * 32)
+    monkeypatch.setattr(openvino_backend, "find_spec", lambda name: None)
+    with pytest.raises(BackendUnavailable, match=r"openvino is not installed: .*ecg-stream-worker\[openvino\]"):
+        OpenVinoEncoder(Path("encoder.onnx"), "ab" * 32)
