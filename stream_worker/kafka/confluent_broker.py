@@ -16,7 +16,6 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
@@ -26,6 +25,7 @@ from stream_worker.errors import BrokerUnavailable
 from stream_worker.kafka.admin import closed
 from stream_worker.kafka.confluent_reader import BackReader, Consumed, Reader, reading
 from stream_worker.kafka.confluent_writer import Transaction, Writer
+from stream_worker.kafka.lane import Lane
 from stream_worker.kafka.librdkafka import REFUSED, Questions, configuration, refusal
 from stream_worker.kafka.sentences import unread
 from stream_worker.kafka.topic_watch import TopicWatch
@@ -38,6 +38,7 @@ _T = TypeVar("_T")
 
 _CONSUME_S = 0.1  # at most so long until a seek, a pause or a stop reaches the client
 _MOST = 256  # records a poll, 3 MB: of 2,000 each is out of the processor's cache again when its turn comes
+_STANDS_S = 5.0  # beyond the limits that the client was given
 _STRAYED = KafkaError._AUTO_OFFSET_RESET  # there is no reset: the offset is not in the log
 
 
@@ -67,7 +68,7 @@ class ConfluentBroker:
         self._reader: Reader | None = None
         self._writer: Writer | None = None
         self._transactions: dict[int, Transaction] = {}
-        self._threads: dict[str, ThreadPoolExecutor] = {}
+        self._threads: dict[str, Lane] = {}
         self._callbacks: tuple[OnPartitions, OnPartitions] | None = None  # on_assigned, on_revoked
         self._topics = TopicWatch(bootstrap, (chunks, findings, dead_letters), self._count_partitions, self._fail)
         self._joined = False
@@ -137,14 +138,14 @@ class ConfluentBroker:
             writer.abandon()
             await closed(self._in("write", writer.close), "producer")
         self._threads = {}
-        for pool in threads.values():
-            pool.shutdown(wait=False, cancel_futures=True)
+        for lane in threads.values():
+            lane.end()
 
     def _thread(self, name: str, work: Callable[..., _T], *args: Any) -> asyncio.Future[_T]:
         """Run in the thread of that name, after what was given to it before."""
         if name not in self._threads:
-            self._threads[name] = ThreadPoolExecutor(1, thread_name_prefix=f"kafka-{name}")
-        return asyncio.get_running_loop().run_in_executor(self._threads[name], work, *args)
+            self._threads[name] = Lane(f"kafka-{name}")
+        return self._threads[name].give(work, *args)
 
     async def _in(self, name: str, work: Callable[..., _T], *args: Any) -> _T:
         return await self._thread(name, work, *args)
@@ -332,9 +333,14 @@ class ConfluentBroker:
         try:
             for topic, number in dict.fromkeys(message[:2] for message in messages):
                 await self._topics.check(topic, self._request_timeout_s, number)
-            at = position(await self._in(thread, transaction.begin, messages))
-            offsets = [TopicPartition(self._chunks, partition, at.offset, at.metadata)]
-            await self._in(thread, transaction.commit, offsets, self._started().member())
+            async with asyncio.timeout(3 * self._request_timeout_s + _STANDS_S):  # publish, offsets, commit
+                at = position(await self._in(thread, transaction.begin, messages))
+                offsets = [TopicPartition(self._chunks, partition, at.offset, at.metadata)]
+                await self._in(thread, transaction.commit, offsets, self._started().member())
+        except TimeoutError:
+            del self._transactions[partition]
+            self._leave(thread)
+            raise Fenced(partition, "the client stands in the transaction") from None
         except (KafkaException, BrokerUnavailable) as error:
             await self._let_go([partition])
             meaning = refusal(error.args[0], self._bootstrap) if isinstance(error, KafkaException) else error
@@ -348,7 +354,16 @@ class ConfluentBroker:
             transaction = self._transactions.pop(partition, None)
             if transaction is not None:
                 transaction.abandon()
-                await closed(self._in(f"transact-{partition}", transaction.close), "transactional producer")
+                closing = self._thread(f"transact-{partition}", transaction.close)
+                await closed(_outcome(closing), "transactional producer")
+                if closing.cancelled():
+                    self._leave(f"transact-{partition}")
+
+    def _leave(self, name: str) -> None:
+        """A thread that stands in the client, with the producer it holds: the next one fences that producer."""
+        _log.error("the client does not come back in thread %s: it is left behind", name)
+        if (lane := self._threads.pop(name, None)) is not None:
+            lane.end()
 
     async def commit(self, positions: Mapping[int, Position]) -> None:
         owned = {partition: positions[partition] for partition in self._assigned.intersection(positions)}
@@ -394,6 +409,10 @@ class ConfluentBroker:
         if self._questions is None:
             raise BrokerUnavailable(f"not started with {self._bootstrap}")
         return self._questions
+
+
+async def _outcome(work: Awaitable[_T]) -> _T:
+    return await work
 
 
 def _superseded(error: Exception) -> bool:

@@ -45,7 +45,8 @@ def reading(common: Mapping[str, Any], group: str) -> dict[str, Any]:
 
 
 class Reader:
-    """A member of a group. `consume` and `close` are called in one thread, `commit` in another.
+    """A member of a group. `consume` and `close` are called in one thread, `commit` in another. The client lets each call wait
+    for the one before, be it a commit that waits for its broker: the event loop may make none; `high` and `member` make none.
 
     `taken` (everything) and `given` run in the event loop while `consume` waits for them.
     """
@@ -55,6 +56,8 @@ class Reader:
         self._loop = asyncio.get_running_loop()
         self._handed: concurrent.futures.Future[None] | None = None
         self._closing = False
+        self._member: Any = None
+        self._highs: dict[int, int] = {}  # of what is read, as the last fetch told them
         self._consumer = Consumer(
             {
                 **config,
@@ -72,13 +75,18 @@ class Reader:
         consumer = self._consumer
         if aim is not None:
             consumer.assign([TopicPartition(self._topic, partition, offset) for partition, offset in aim.items()])
+            self._highs = dict.fromkeys(aim, -1)
         messages = consumer.consume(1, timeout_s)
         if messages and most > 1:
             messages += consumer.consume(most - 1, 0)  # what is there: with a timeout it would wait for all of them
+        for partition in self._highs:
+            found = consumer.get_watermark_offsets(TopicPartition(self._topic, partition), cached=True)  # asks nobody
+            self._highs[partition] = -1 if found is None else found[1]
         return sorted_out(messages)
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         consumer.assign([])  # else the client reads what it was given, from where the group committed
+        self._member = consumer.consumer_group_metadata()
         self._hand_over(self._given, frozenset(tp.partition for tp in partitions))
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
@@ -115,13 +123,13 @@ class Reader:
             _log.warning("commit of partitions %s is void, the group has rebalanced: %s", sorted(positions), errors[0].name())
 
     def member(self) -> Any:
-        """Who we are in the group, for transactions."""
-        return self._consumer.consumer_group_metadata()
+        """Who we are in the group, for transactions: since the last assignment, with its generation."""
+        return self._member
 
     def high(self, partition: int) -> int | None:
-        """The end of a partition as the last fetch told it; asks nobody."""
-        found = self._consumer.get_watermark_offsets(TopicPartition(self._topic, partition), cached=True)
-        return None if found is None or found[1] < 0 else found[1]
+        """The end of a partition as the last fetch told it."""
+        end = self._highs.get(partition, -1)
+        return None if end < 0 else end
 
     def abandon(self) -> None:
         """A hand-over under way is given up; none is begun any more. Called in the event loop."""

@@ -29,6 +29,11 @@ __all__ = ["METADATA_AGE_MS", "REFUSED", "Questions", "configuration", "refusal"
 
 METADATA_AGE_MS = 30_000  # added partitions are noticed, and shared out anew, after this long
 _SERVE_S = 0.1
+_NONE = -1  # no such offset
+_STALE = frozenset({  # a broker has another leader's number than the client
+    KafkaError.FENCED_LEADER_EPOCH, KafkaError.LEADER_NOT_AVAILABLE, KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
+})  # fmt: skip
 _QUIET = 2  # syslog's "critical": the client repeats every failed attempt on stderr; we say once what it means
 _NAMES = {
     "security_protocol": "security.protocol",
@@ -55,8 +60,8 @@ def configuration(bootstrap: str, security: Mapping[str, Any], client_id: str) -
         "log.connection.close": False,
         "reconnect.backoff.max.ms": 1000,
         "topic.metadata.refresh.interval.ms": METADATA_AGE_MS,
-        # Asked to begin anew at the bootstrap servers when all brokers are gone, the client forgets the broker that it holds for
-        # the group's coordinator, and waits for that one for ever: a transaction's offsets beyond their limit, its end as well.
+        # If it began anew at the bootstrap servers when all brokers are gone, the client would give up the broker that it holds
+        # for the group's coordinator, and wait for that one for ever: in a transaction, beyond its limit, and at its end.
         "metadata.recovery.strategy": "none",
         **{_NAMES[name]: value for name, value in security.items() if name in _NAMES},
     }
@@ -118,33 +123,42 @@ class Questions:
     async def at_time(self, topic: str, partition: int, timestamp_ms: int) -> int | None:
         """The first offset at or after a time; None where there is none."""
         at = await self._offset(topic, partition, OffsetSpec.for_timestamp(timestamp_ms))
-        return None if at < 0 else at
+        return None if at == _NONE else at
 
     async def _offset(
         self, topic: str, partition: int, at: OffsetSpec, isolation: IsolationLevel = IsolationLevel.READ_COMMITTED
     ) -> int:
+        try:
+            found = await self._asked_offset(topic, partition, at, isolation)
+        except KafkaException as error:
+            if error.args[0].code() not in _STALE:
+                raise refusal(error.args[0], self._bootstrap, self._reason) from None
+            try:  # the client goes on asking by what it has heard before
+                await asyncio.to_thread(self._admin.list_topics, topic, self._timeout_s)
+                found = await self._asked_offset(topic, partition, at, isolation)
+            except KafkaException as again:
+                raise refusal(again.args[0], self._bootstrap, self._reason) from None
+        if found < _NONE:  # the client's way to say that nobody has answered
+            raise BrokerUnavailable(f"offsets of {topic}[{partition}]: no answer from {self._bootstrap}")
+        return found
+
+    async def _asked_offset(self, topic: str, partition: int, at: OffsetSpec, isolation: IsolationLevel) -> int:
         asked = self._admin.list_offsets(
-            {TopicPartition(topic, partition): at},
-            isolation_level=isolation,
-            request_timeout=self._timeout_s,
+            {TopicPartition(topic, partition): at}, isolation_level=isolation, request_timeout=self._timeout_s
         )
-        return int((await self._sure(asked)).offset)
+        return int((await self._answer(*asked.values())).offset)
 
     async def committed(self, topic: str, partition: int) -> Position | None:
         """The group's commit with its metadata."""
         wanted = ConsumerGroupTopicPartitions(self._group, [TopicPartition(topic, partition)])
         asked = self._admin.list_consumer_group_offsets([wanted], require_stable=True, request_timeout=self._timeout_s)
-        (found,) = (await self._sure(asked)).topic_partitions
+        try:
+            (found,) = (await self._answer(*asked.values())).topic_partitions
+        except KafkaException as error:
+            raise refusal(error.args[0], self._bootstrap, self._reason) from None
         if found.error is not None:
             raise refusal(found.error, self._bootstrap)
         return None if found.offset < 0 else Position(found.offset, found.metadata or "")
-
-    async def _sure(self, asked: Mapping[Any, concurrent.futures.Future[Any]]) -> Any:
-        (future,) = asked.values()
-        try:
-            return await self._answer(future)
-        except KafkaException as error:
-            raise refusal(error.args[0], self._bootstrap, self._reason) from None
 
     async def _answer(self, asked: concurrent.futures.Future[Any]) -> Any:
         """The client sets `asked` from a thread of its own, always, by the request's time limit; it must not be cancelled."""

@@ -198,8 +198,8 @@ class KafkaWriter:
 async def ended(producer: AIOKafkaProducer) -> None:
     """Stop a producer and leave nothing of it behind.
 
-    The client's own stop() waits until what was given to it is sent. Where it will not be (no broker, or fenced in the middle), it
-    is cut off, and would leave its sender, which tries for ever, its connections and all their memory.
+    The client's own stop() waits until what was given to it is sent. Where it will not be (no broker, or fenced in the middle)
+    it is cut off, and would leave its sender, which tries for ever, its connections and all their memory.
     """
     accumulator, sender, client = producer._message_accumulator, producer._sender, producer.client
     try:

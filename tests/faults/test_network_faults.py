@@ -13,11 +13,12 @@ from deploy.local import LocalServices
 from encoders.artifact import Artifact
 from stream_worker.devices.simulator import fleet
 from stream_worker.labels import publish_bank
+from stream_worker.seam import Position
 from stream_worker.settings import load_settings
 from tests.faults.proxy import Proxy
 from tests.faults.test_worker_faults import expected_ids, send
 from tests.processes import World
-from tests.stream_worker.kafka_world import CLIENTS
+from tests.stream_worker.kafka_world import CLIENTS, KafkaWorld, Rebalances, gather
 
 Services = tuple[LocalServices, Proxy, Proxy]
 
@@ -77,6 +78,33 @@ def test_a_cut_of_five_seconds_and_broken_messages_lose_nothing(
     found = [x["id"] for x in world.findings()]
     assert set(found) == expected  # none lost; what is doubled has the same id
     assert delivery == "at_least_once" or len(found) == len(expected)
+
+
+async def test_a_commit_that_waits_for_its_broker_holds_nothing_else_up(wired: Services) -> None:
+    """librdkafka lets each call on a consumer wait for the one before: no call may be made in the event loop."""
+    services, proxy, _ = wired
+    world = await KafkaWorld(services.kafka, "confluent").create(1)
+    await world.append(0, [b"x"] * 10)
+    broker = await Rebalances().start(world.broker(bootstrap=proxy.address))
+    try:
+        await gather(broker, 10)
+        assert broker.lag(0) == 0
+        await broker.commit({0: Position(5)})
+        proxy.stall()
+        committing = asyncio.create_task(broker.commit({0: Position(10)}))
+        longest, end = 0.0, time.monotonic() + 3
+        while time.monotonic() < end:
+            began = time.monotonic()
+            assert broker.lag(0) == 0
+            await broker.poll(50, 100)
+            longest = max(longest, time.monotonic() - began)
+        assert not committing.done()
+        assert longest < 1
+        proxy.heal()
+        await committing
+    finally:
+        proxy.heal()
+        await broker.stop()
 
 
 def test_redis_cut_or_silent_freezes_the_labels_and_findings_go_on(wired: Services, shipped: Artifact) -> None:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import threading
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
-from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from stream_worker.errors import BrokerUnavailable, ConfigError
 from stream_worker.kafka.confluent_reader import sorted_out
-from stream_worker.kafka.confluent_writer import Writer
+from stream_worker.kafka.confluent_writer import Transaction, Writer
 from stream_worker.kafka.librdkafka import configuration, refusal
 from stream_worker.kafka.security import security
 from stream_worker.operate import client_of
-from stream_worker.seam import Outgoing
+from stream_worker.seam import Fenced, Outgoing, Position
 from tests.stream_worker.kafka_world import KafkaWorld, Rebalances, gather
 
 
@@ -189,3 +192,31 @@ def test_a_full_queue_of_the_client_ends_within_the_limit(monkeypatch: pytest.Mo
     with pytest.raises(BrokerUnavailable, match="_TIMED_OUT_QUEUE"):
         Writer({"bootstrap.servers": "a:1"}, 0.2).publish([Outgoing("t", 0, b"k", b"v")])
     assert time.monotonic() - begun < 2
+
+
+async def test_a_transaction_in_which_the_client_stands_is_left_behind(
+    world: KafkaWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has been seen to wait for a broker that is gone, beyond its limit and for ever."""
+    commit, stood = Transaction.commit, threading.Event()
+
+    def stand(self: Transaction, offsets: Sequence[TopicPartition], member: Any) -> None:
+        if not stood.is_set():
+            stood.set()
+            threading.Event().wait()
+        commit(self, offsets, member)
+
+    monkeypatch.setattr(Transaction, "commit", stand)
+    monkeypatch.setattr("stream_worker.kafka.confluent_broker._STANDS_S", 0.1)
+    broker = await Rebalances().start(world.broker(request_timeout_s=2.0))
+    try:
+        await broker.fence(1)
+        with pytest.raises(Fenced, match="stands"):
+            await broker.transact(1, [Outgoing(world.findings, 1, b"k", b"void")], lambda offsets: Position(1))
+        await broker.fence(1)
+        await broker.transact(1, [Outgoing(world.findings, 1, b"k", b"v")], lambda offsets: Position(2))
+        await broker.fence(1)
+        assert await broker.committed(1) == Position(2)
+        assert [record.value async for record, _ in broker.read_back(world.findings, 1, 0)] == [b"v"]
+    finally:
+        await broker.stop()
