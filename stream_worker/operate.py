@@ -77,8 +77,10 @@ def run(**options: Any) -> None:
 
 
 async def _run(settings: Settings, model: Artifact) -> None:
+    import numpy as np
     import structlog
 
+    from encoders.signal import LEADS, WINDOW
     from stream_worker.backend import opened
     from stream_worker.health import HealthServer
     from stream_worker.labels import BankSource, BankWatcher, FixedBank
@@ -88,6 +90,8 @@ async def _run(settings: Settings, model: Artifact) -> None:
     log = structlog.get_logger("stream_worker")
     metrics = Metrics()
     with opened(model, settings, metrics) as encoder:
+        # The runtime keeps what its largest batch took (55 MB for 32 windows): now, not at the first rush.
+        encoder.encode(np.zeros((settings.batch_size, len(LEADS), WINDOW), dtype=np.float32))
         labels: BankSource = FixedBank(model.bank())
         if settings.redis is not None:
             labels = BankWatcher(settings.redis.get_secret_value(), encoder.digest, encoder.dim, metrics, settings.bank_poll_s)
