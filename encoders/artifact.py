@@ -88,9 +88,13 @@ class TrainingInfo(_Frozen):
 
 
 class Tolerances(_Frozen):
-    """golden_cosine: the least cosine between the golden embedding and what a backend computes."""
+    """golden_cosine: the least cosine between the golden embedding and what a backend computes; golden_cosine_int8: in 8 bits.
+    fused_cosine: between what a fused graph and the step-by-step path compute with the same encoder, of any window.
+    """
 
     golden_cosine: float = Field(gt=0, le=1)
+    golden_cosine_int8: float = Field(default=0.95, gt=0, le=1)
+    fused_cosine: float = Field(default=0.9999, gt=0, le=1)
 
 
 class Manifest(_Frozen):
@@ -221,7 +225,8 @@ class Artifact:
         if expected.shape != (encoder.dim,):
             raise ArtifactError(f"golden.npz: an embedding of ({encoder.dim},) expected, found {expected.shape}")
         cosine = float(encoder.encode(x[None])[0] @ expected)
-        least = self.manifest.tolerances.golden_cosine
+        told = self.manifest.tolerances
+        least = told.golden_cosine_int8 if encoder.backend.endswith("int8") else told.golden_cosine
         if not cosine >= least:
             raise ArtifactError(
                 f"golden.npz: cosine of at least {least} expected, backend {encoder.backend} gives {cosine:.6f}"

@@ -311,6 +311,11 @@ class LabelBank:
         if self.dim != dim:
             raise BankError(f"label bank has D = {self.dim}, this encoder gives D = {dim}")
 
+    @cached_property
+    def weights(self) -> tuple[Floats, Floats]:
+        """(L, D) rows times scale, and (L,) biases: logits = e @ rows.T + biases."""
+        return self.matrix * np.float32(self.scale), np.asarray(self._platt[0], dtype=np.float32)
+
     def logits(self, e: Floats) -> Floats:
         """e: (B, D) unit-norm -> (B, L): scale * cosine + bias."""
         if e.ndim != 2 or e.shape[1] != self.dim:

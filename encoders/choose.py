@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from encoders.base import BackendUnavailable, DeviceLost, Encoder
+from encoders.cpu import calibrated, cores_of
 from encoders.engine import EngineOptions
 from encoders.engine_cuda import OutOfMemory, probe
 from encoders.onnx_backend import OnnxEncoder
@@ -18,11 +19,14 @@ from encoders.onnx_backend import OnnxEncoder
 if TYPE_CHECKING:
     from encoders.artifact import Artifact
     from encoders.model import EncoderConfig
+    from encoders.openvino_backend import OpenVinoEncoder
 
 __all__ = ["BACKENDS", "ORDER", "Choice", "choose", "open_backend"]
 
 ORDER = ("tensorrt", "torch", "onnxruntime")  # of "auto": the fastest first; the last runs everywhere
 BACKENDS = (*ORDER, "openvino")  # by name
+CPU = ("onnxruntime", "openvino")
+INT8 = "encoder.u8s8.onnx"  # of an artifact that was exported with it
 
 
 @dataclass(frozen=True)
@@ -49,24 +53,37 @@ def choose(
             return Choice(artifact.open(name, threads, engine), tuple(refused))
         except (ValueError, DeviceLost, OutOfMemory) as error:
             refused.append((name, str(error)))
-    return Choice(artifact.open(ORDER[-1], threads), tuple(refused))
+    return Choice(artifact.open(ORDER[-1], threads, engine), tuple(refused))
 
 
 def open_backend(name: str, artifact: Artifact, threads: int | None, engine: EngineOptions) -> Encoder:
     """By name, without the golden recording. Raises ValueError, BackendUnavailable among them."""
-    if name == "onnxruntime":
-        return OnnxEncoder(artifact.directory / "encoder.onnx", artifact.encoder_digest, threads)
+    if name in CPU:
+        return _cpu(name, artifact, threads, engine)
     if name == "torch":
         return _torch(artifact, threads)
     if name == "tensorrt":
         from encoders.tensorrt_backend import open_tensorrt
 
         return open_tensorrt(artifact, engine)
+    raise ValueError(f"backend {', '.join(BACKENDS)} expected, got {name!r}")
+
+
+def _cpu(name: str, artifact: Artifact, threads: int | None, engine: EngineOptions) -> Encoder:
+    """With `threads` cores, all of them in one call unless it is to be found by trying what is faster."""
+    library: type[OnnxEncoder] | type[OpenVinoEncoder] = OnnxEncoder
     if name == "openvino":
         from encoders.openvino_backend import OpenVinoEncoder
 
-        return OpenVinoEncoder(artifact.read("encoder.onnx"), artifact.encoder_digest, threads)
-    raise ValueError(f"backend {', '.join(BACKENDS)} expected, got {name!r}")
+        library = OpenVinoEncoder
+    path, digest, serves_for = artifact.directory / "encoder.onnx", artifact.encoder_digest, ""
+    if engine.cpu_precision == "int8":
+        artifact.read(INT8)
+        path, serves_for = artifact.directory / INT8, digest
+        digest = artifact.manifest.files[INT8].sha256
+    if not engine.calibrate:
+        return library(path, digest, threads, serves_for=serves_for)
+    return calibrated(lambda plan: library(path, digest, plan=plan, serves_for=serves_for), cores_of(threads))
 
 
 def _torch_gpu() -> None:

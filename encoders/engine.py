@@ -62,10 +62,13 @@ class Recipe:
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """What whoever runs an artifact chooses: where plans are kept (None: the user's cache directory), and the precision."""
+    """What whoever runs an artifact chooses. Of TensorRT: where plans are kept (None: the user's cache directory), and the
+    precision. On the CPU: the precision, and whether threads and batches are found by trying."""
 
     cache: Path | None = None
     precision: Precision = "fp16"
+    cpu_precision: Literal["fp32", "int8"] = "fp32"
+    calibrate: bool = False
 
 
 def ingredients(onnx: bytes, recipe: Recipe, library: str, sm: str, driver: str) -> dict[str, Any]:

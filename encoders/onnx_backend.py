@@ -3,76 +3,67 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from encoders.base import Floats, check_windows
-from encoders.signal import LEADS, WINDOW, SignalError
+from encoders.cpu import CpuEncoder, Plan, Port, cores_of
 
-__all__ = ["OnnxEncoder"]
+__all__ = ["OnnxEncoder", "OrtGraph", "checked"]
 
 
-class OnnxEncoder:
-    """encoder.onnx as an `Encoder`. threads: cores of one call (None: all); they never spin, so idle costs nothing.
+def checked(path: Path, digest: str) -> bytes:
+    """The file's bytes, read once. Raises ValueError with both digests unless its sha256 is `digest`."""
+    data = Path(path).read_bytes()
+    if (found := hashlib.sha256(data).hexdigest()) != digest:
+        raise ValueError(f"{path.name}: sha256 {digest} expected, the file has {found}")
+    return data
 
-    The file is read once and its sha256 compared with `digest` before ONNX Runtime sees a byte. Raises ValueError with both
-    digests, or with the shapes, when they differ.
-    """
 
-    backend = "onnxruntime"
+class OrtGraph:
+    """A graph in ONNX Runtime. Its threads never spin, so idle costs nothing. Raises ValueError where it cannot be loaded."""
 
-    def __init__(self, path: Path, digest: str, threads: int | None = None) -> None:
-        data = Path(path).read_bytes()
-        found = hashlib.sha256(data).hexdigest()
-        if found != digest:
-            raise ValueError(f"{path.name}: sha256 {digest} expected, the file has {found}")
+    def __init__(self, graph: bytes, plan: Plan) -> None:
         import onnxruntime as ort
 
         options = ort.SessionOptions()
-        options.intra_op_num_threads = threads or 0
+        options.intra_op_num_threads = plan.threads
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
         try:
-            self._session: Any = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+            self.session: Any = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the runtime's own classes have no common base of theirs
-            raise ValueError(f"{path.name}: no ONNX graph that ONNX Runtime loads ({str(error)[:200]})") from error
-        source, target = self._session.get_inputs(), self._session.get_outputs()
-        if (
-            len(source) != 1
-            or list(source[0].shape[1:]) != [len(LEADS), WINDOW]
-            or len(target) != 1
-            or len(target[0].shape) != 2
-        ):
-            raise ValueError(
-                f"{path.name}: one input (B, {len(LEADS)}, {WINDOW}) and one output (B, D) expected, "
-                f"found {[i.shape for i in source]} and {[o.shape for o in target]}"
+            raise ValueError(f"no ONNX graph that ONNX Runtime loads ({str(error)[:200]})") from error
+        self.inputs, self.outputs = _ports(self.session.get_inputs()), _ports(self.session.get_outputs())
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """Arrays by input name -> all outputs in order."""
+        return [np.asarray(x) for x in self.session.run(None, dict(feeds))]
+
+
+def _ports(some: Any) -> list[Port]:
+    return [(one.name, tuple(n if isinstance(n, int) else None for n in one.shape)) for one in some]
+
+
+class OnnxEncoder(CpuEncoder):
+    """encoder.onnx as an `Encoder`. threads: cores of one call (None: all). plan: instead of them.
+
+    The file is read once and its sha256 compared with `digest` before ONNX Runtime sees a byte. Raises ValueError with both
+    digests, or with the shapes, when they differ. serves_for: the digest of encoder.onnx where this is another form of it.
+    """
+
+    def __init__(
+        self, path: Path, digest: str, threads: int | None = None, plan: Plan | None = None, serves_for: str = ""
+    ) -> None:
+        data = checked(path, digest)
+        backend = "onnxruntime-int8" if serves_for else "onnxruntime"
+        try:
+            super().__init__(
+                data, serves_for or digest, backend, OrtGraph, plan or Plan(threads=cores_of(threads)), name=path.name
             )
-        self._input, self._output = source[0].name, target[0].name
-        self.dim = int(target[0].shape[1])
-        self.digest = digest
-
-    def encode(self, x: Floats) -> Floats:
-        """x: float32 (B, 12, 5000) -> float32 (B, D), rows of norm 1."""
-        check_windows(x)
-        if self._session is None:
-            raise RuntimeError("the encoder is closed")
-        if not len(x):
-            return np.zeros((0, self.dim), dtype=np.float32)
-        out = self._session.run([self._output], {self._input: np.ascontiguousarray(x)})[0]
-        if out.shape != (len(x), self.dim):
-            raise SignalError("shape", f"the encoder gave {out.shape}, ({len(x)}, {self.dim}) expected")
-        return np.asarray(out, dtype=np.float32)
-
-    def close(self) -> None:
-        """Release the session."""
-        self._session = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
+        except ValueError as error:
+            raise ValueError(f"{path.name}: {str(error).removeprefix(path.name + ': ')}") from error

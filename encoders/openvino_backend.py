@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from encoders.base import BackendUnavailable
-from encoders.cpu import CpuEncoder, Plan, cores_of
+from encoders.cpu import CpuEncoder, Plan, Port, cores_of
 from encoders.onnx_backend import checked
 
 __all__ = ["OpenVinoEncoder", "OvGraph"]
@@ -35,7 +35,7 @@ class OvGraph:
             model: Any = core.compile_model(core.read_model(graph), "CPU", settings)
         except RuntimeError as error:
             raise ValueError(f"no ONNX graph that OpenVINO loads ({str(error).splitlines()[-1][:200]})") from error
-        self.inputs, self.outputs = ([_shape(one) for one in some] for some in (model.inputs, model.outputs))
+        self.inputs, self.outputs = _ports(model.inputs), _ports(model.outputs)
         self._free: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for _ in range(plan.calls):
             self._free.put(model.create_infer_request())
@@ -50,8 +50,8 @@ class OvGraph:
             self._free.put(request)
 
 
-def _shape(port: Any) -> tuple[str, tuple[int | None, ...]]:
-    return port.any_name, tuple(n.get_length() if n.is_static else None for n in port.partial_shape)
+def _ports(some: Any) -> list[Port]:
+    return [(one.any_name, tuple(n.get_length() if n.is_static else None for n in one.partial_shape)) for one in some]
 
 
 class OpenVinoEncoder(CpuEncoder):

@@ -22,7 +22,7 @@ from encoders.filters import Floats
 from encoders.preprocess import FLAT_MV, Calibrated, Prepared
 from encoders.signal import LEADS, Layout, lead_bits
 
-__all__ = ["ISSUES", "Quality", "assess"]
+__all__ = ["ISSUES", "Looked", "Quality", "assess", "look"]
 
 ISSUES = ("unusable", "flat", "gap_filled", "saturated", "baseline", "mains", "no_qrs")
 HARMLESS = {"gap_filled"}  # a lead with nothing worse still counts as good
@@ -56,20 +56,46 @@ class Quality:
     amplitude: str
 
 
+@dataclass(frozen=True)
+class Looked:
+    """What is known of a window before its band-pass. found: bool (issue, C). usable: bool (C,)."""
+
+    found: NDArray[np.bool_]
+    usable: NDArray[np.bool_]
+    pacing: bool
+    layout: Layout
+
+    def with_band(self, slow: Floats) -> Quality:
+        """slow: (usable leads, T) band-passed, at 100 Hz, each lead in any unit."""
+        found, rate, layout = self.found, None, self.layout
+        if self.usable.any():
+            plausible, rate = _qrs(slow)
+            found = found.copy()
+            found[ISSUES.index("no_qrs"), self.usable] = ~plausible
+        columns = np.flatnonzero(found.any(axis=0))
+        issues = {layout.leads[c]: tuple(ISSUES[i] for i in np.flatnonzero(found[:, c])) for c in columns}
+        good = lead_bits([lead for lead in layout.leads if set(issues.get(lead, ())) <= HARMLESS])
+        return Quality(issues, good, rate, self.pacing, "mV" if layout.unit == "mV" else "lost")
+
+
 def assess(calibrated: Calibrated, prepared: Prepared, layout: Layout) -> Quality:
     """One window before and after the band-pass -> its quality. Gates in mV do not apply to unit NU."""
+    rows = [LEADS.index(layout.leads[c]) for c in np.flatnonzero(calibrated.usable)]
+    return look(calibrated, layout).with_band(np.ascontiguousarray(prepared.x[:, : prepared.n_valid : STEP])[rows])
+
+
+def look(calibrated: Calibrated, layout: Layout) -> Looked:
+    """One window before the band-pass."""
     found = np.zeros((len(ISSUES), len(layout.leads)), dtype=bool)
     found[ISSUES.index("unusable")] = ~(calibrated.usable | calibrated.flat)
     found[ISSUES.index("flat")] = calibrated.flat
     found[ISSUES.index("gap_filled")] = calibrated.filled
     rows = np.flatnonzero(calibrated.usable)
-    rate, pacing = None, False
+    pacing = False
     if len(rows):
         mv = calibrated.mv if len(rows) == len(calibrated.mv) else calibrated.mv[rows]  # (C', T)
-        slow = np.ascontiguousarray(prepared.x[:, : prepared.n_valid : STEP])
-        plausible, rate = _qrs(slow[[LEADS.index(layout.leads[c]) for c in rows]])
         seen = np.zeros((len(ISSUES), len(rows)), dtype=bool)
-        for word, there in {**_before_filter(mv, layout), "no_qrs": ~plausible}.items():
+        for word, there in _before_filter(mv, layout).items():
             seen[ISSUES.index(word)] = there
         found[:, rows] |= seen
         steady = ~seen[[ISSUES.index(word) for word in ("flat", "saturated", "baseline")]].any(
@@ -77,9 +103,7 @@ def assess(calibrated: Calibrated, prepared: Prepared, layout: Layout) -> Qualit
         )  # others jump by themselves
         if layout.unit == "mV" and layout.fs >= SPIKE_FS and steady.any():
             pacing = _paced(mv if steady.all() else mv[steady], layout)
-    issues = {layout.leads[c]: tuple(ISSUES[i] for i in np.flatnonzero(found[:, c])) for c in np.flatnonzero(found.any(axis=0))}
-    good = lead_bits([lead for lead in layout.leads if set(issues.get(lead, ())) <= HARMLESS])
-    return Quality(issues, good, rate, pacing, "mV" if layout.unit == "mV" else "lost")
+    return Looked(found, calibrated.usable, pacing, layout)
 
 
 def _before_filter(mv: Floats, layout: Layout) -> dict[str, NDArray[np.bool_]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -20,24 +20,40 @@ from numpy.typing import NDArray
 
 from encoders import preprocess as chain
 from encoders.bank import Label, LabelBank, rests_on_amplitude
-from encoders.base import Encoder
-from encoders.quality import Quality, assess
+from encoders.base import Encoder, Floats, WholeEncoder
+from encoders.quality import Looked, Quality, assess, look
 from encoders.signal import LEADS, WINDOW, Layout, lead_names
+from encoders.whole import can_be_whole
 from stream_worker.records import Closed, Finding, Window, identity
 
 __all__ = ["Options", "Ready", "Scorer", "assessability"]
 
 log = structlog.get_logger(__name__)
 
-Ready = tuple[chain.Prepared, Quality]  # a window after the first half of the work
+
+@dataclass(frozen=True)
+class Whole:
+    """A window that the encoder's graph prepares itself. mix: see `fused`. mask, derived: 12-bit lead masks."""
+
+    looked: Looked
+    mix: Floats
+    mask: int
+    derived: int
+
+
+Done = tuple[chain.Prepared, Quality]
+Ready = Done | Whole  # a window after the first half of the work
 
 
 @dataclass(frozen=True)
 class Options:
-    """top: labels a finding lists besides those above their threshold. all_scores: add every label's probability."""
+    """top: labels a finding lists besides those above their threshold. all_scores: add every label's probability. stepwise:
+    never give a window to a graph that prepares it itself; to compare.
+    """
 
     top: int = 5
     all_scores: bool = False
+    stepwise: bool = False
 
 
 def assessability(labels: Sequence[Label], mask: int, amplitude_lost: bool) -> list[str]:
@@ -62,7 +78,7 @@ def _amplitude(layout: Layout) -> Literal["mV", "lost"]:
     return "mV" if layout.unit == "mV" else "lost"
 
 
-def _unprepared(window: Window, reason: str) -> Ready:
+def _unprepared(window: Window, reason: str) -> Done:
     return chain.Prepared(_NOTHING, 0, 0, 0, reason), Quality({}, 0, None, False, _amplitude(window.layout))
 
 
@@ -72,6 +88,7 @@ class Scorer:
     def __init__(self, encoder: Encoder, bank: LabelBank, options: Options | None = None) -> None:
         bank.check(encoder.digest, encoder.dim)
         self.encoder, self.bank, self.options = encoder, bank, options or Options()
+        self._whole = encoder if isinstance(encoder, WholeEncoder) and not self.options.stepwise else None
         self._assess: dict[tuple[int, bool], tuple[NDArray[np.bool_], dict[str, list[str]]]] = {}
 
     def with_bank(self, bank: LabelBank) -> Scorer:
@@ -81,9 +98,13 @@ class Scorer:
     def prepare(self, window: Window) -> Ready:
         """The first half of the work for one window; threads may run it. A defect of ours costs one window, not the stream."""
         try:
-            calibrated = chain.calibrate(window.samples, window.layout)
-            prepared = chain.prepare(calibrated, window.layout)
-            return prepared, assess(calibrated, prepared, window.layout)
+            layout = window.layout
+            calibrated = chain.calibrate(window.samples, layout)
+            if self._whole is not None and can_be_whole(calibrated, layout) and self._whole.serves(layout.fs_mhz):
+                mixed = chain.mixing(layout, tuple(calibrated.usable.tolist()))
+                return Whole(look(calibrated, layout), *mixed)
+            prepared = chain.prepare(calibrated, layout)
+            return prepared, assess(calibrated, prepared, layout)
         except Exception:
             log.exception(
                 "a window could not be prepared", stream=window.key[0], first=window.first, fs_mhz=window.layout.fs_mhz
@@ -99,10 +120,30 @@ class Scorer:
         return self.finish(events, [self.prepare(e) if isinstance(e, Window) else None for e in events])
 
     def finish(self, events: Sequence[Window | Closed], ready: Sequence[Ready | None]) -> list[Finding]:
-        """The second half: one encoder call for all scorable windows of the batch."""
-        scorable = {i: r[0] for i, r in enumerate(ready) if r is not None and r[0].reason is None}
-        rows = dict(zip(scorable, self.rows(list(scorable.values())), strict=True)) if scorable else {}
-        return [self._finding(event, r, rows.get(i)) for i, (event, r) in enumerate(zip(events, ready, strict=True))]
+        """The second half: one encoder call for the windows of a rate and number of leads, and one for those prepared here."""
+        done: dict[int, Done] = {i: one for i, one in enumerate(ready) if isinstance(one, tuple)}
+        scorable = [i for i, (prepared, _) in done.items() if prepared.reason is None]
+        rows = dict(zip(scorable, self.rows([done[i][0] for i in scorable]), strict=True)) if scorable else {}
+        groups: dict[tuple[int, int], list[tuple[int, Window, Whole]]] = {}
+        for i, (event, one) in enumerate(zip(events, ready, strict=True)):
+            if isinstance(one, Whole) and isinstance(event, Window):
+                groups.setdefault((event.layout.fs_mhz, len(event.layout.leads)), []).append((i, event, one))
+        for group in groups.values():
+            for (i, _, whole), (quality, row) in zip(group, self._score_whole(group), strict=True):
+                done[i] = chain.Prepared(_NOTHING, whole.mask, whole.derived, WINDOW, None), quality
+                rows[i] = row
+        return [self._finding(event, done.get(i), rows.get(i)) for i, event in enumerate(events)]
+
+    def _score_whole(self, group: Sequence[tuple[int, Window, Whole]]) -> Iterator[tuple[Quality, NDArray[np.float32] | None]]:
+        """Windows of one rate and number of leads, by the encoder's own graph -> their quality and (L,) probabilities."""
+        assert self._whole is not None
+        counts, mix = np.stack([window.samples for _, window, _ in group]), np.stack([whole.mix for _, _, whole in group])
+        least = np.array([chain.FLOOR[window.layout.unit] for _, window, _ in group], dtype=np.float32)[:, None, None]
+        scored = self._whole.score(group[0][1].layout.fs_mhz, counts, mix, least, *self.bank.weights)
+        probabilities = self.bank.calibrated(scored.logits)
+        for (_, _, whole), band, e, row in zip(group, scored.band, scored.embedding, probabilities, strict=True):
+            usable = whole.looked.usable
+            yield whole.looked.with_band(band if usable.all() else band[usable]), row if np.isfinite(e).all() else None
 
     def rows(self, windows: Sequence[chain.Prepared]) -> list[NDArray[np.float32] | None]:
         """(L,) probabilities of each window, NaN without evidence; None where the encoder gave no finite embedding."""
@@ -110,7 +151,7 @@ class Scorer:
         probabilities = self.bank.probabilities(embeddings)
         return [row if np.isfinite(e).all() else None for e, row in zip(embeddings, probabilities, strict=True)]
 
-    def _finding(self, event: Window | Closed, ready: Ready | None, row: NDArray[np.float32] | None) -> Finding:
+    def _finding(self, event: Window | Closed, ready: Done | None, row: NDArray[np.float32] | None) -> Finding:
         if isinstance(event, Closed):
             body = self._head(event, "closed", event.first)
         else:

@@ -42,7 +42,11 @@ class Settings(BaseSettings):
     )
     engine_cache: Path | None = Field(None, description="directory of engine plans; unset: the user's cache directory")
     engine_precision: Literal["fp16", "bf16", "int8", "fp32"] = Field("fp16", description="of TensorRT's engines")
-    threads: int | None = Field(None, ge=1, description="cores of one encoder call; unset: all")
+    cpu_precision: Literal["fp32", "int8"] = Field(
+        "fp32", description="of onnxruntime and openvino; int8 if the artifact has it"
+    )
+    threads: int | None = Field(None, ge=1, description="cores for the encoder on a CPU; unset: all")
+    calibrate: bool = Field(True, description="find out at start how a CPU's cores are best used: up to a second")
 
     hop_ms: int = Field(10_000, ge=1_000, le=10_000, description="distance between window starts")
     batch_size: int = Field(32, ge=1, le=2048, description="windows a batch")

@@ -6,8 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-
+from encoders.preprocess import preprocess, stack
 from encoders.signal import LEADS
 from stream_worker.devices.simulator import Device, fleet
 from stream_worker.records import Window
@@ -74,8 +73,7 @@ def measure_stages(lane: Lane, scorer: Scorer, batch: int) -> Stages:
         return [e for e in events if isinstance(e, Window)]
 
     windows = cut()
-    ready = [scorer.prepare(window) for window in windows]
-    x = np.stack([prepared.x for prepared, _ in ready])
+    x = stack([preprocess(window.samples, window.layout) for window in windows])
 
     def encode() -> None:
         for at in range(0, len(x), batch):

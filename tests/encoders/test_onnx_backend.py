@@ -76,7 +76,7 @@ def test_is_an_encoder_with_settings(windows: np.ndarray, tmp_path: Path) -> Non
     with opened(encoder_graph(model_of("decimated")), tmp_path) as encoder:
         assert isinstance(encoder, Encoder)
         assert (encoder.dim, encoder.backend) == (256, "onnxruntime")
-        options = encoder._session.get_session_options()
+        options = encoder._plain.session.get_session_options()
         assert (options.intra_op_num_threads, options.inter_op_num_threads) == (1, 1)
         assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
         assert encoder.encode(windows[:0]).shape == (0, 256)

@@ -50,7 +50,7 @@ def test_the_choice_is_seen_in_log_metrics_and_finding(monkeypatch: pytest.Monke
         events = windows_of(push(windower, of, signal(of, 6000), 0, 6000, 0))
         (finding,) = Scorer(taken, bank(encoder))(events)
     assert finding.body["backend"] == "projection"
-    assert asked == [("auto", 1, EngineOptions(Path("plans"), "bf16"))]
+    assert asked == [("auto", 1, EngineOptions(Path("plans"), "bf16", calibrate=True))]
     assert [(x["backend"], x["asked"], x["refused"]) for x in lines if x["event"] == "encoder"] == [
         ("projection", "auto", dict(refused))
     ]
