@@ -12,10 +12,10 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 __all__ = [
     "PROFILES",
@@ -24,6 +24,7 @@ __all__ = [
     "PlanRefused",
     "Precision",
     "Recipe",
+    "Source",
     "default_cache",
     "ingredients",
     "key_of",
@@ -71,10 +72,19 @@ class EngineOptions:
     calibrate: bool = False
 
 
-def ingredients(onnx: bytes, recipe: Recipe, library: str, sm: str, driver: str) -> dict[str, Any]:
-    """All that a plan depends on. library: name and version, e.g. "tensorrt 11.4.0"; sm: "9.0"; driver: "580.159.03"."""
+class Source(NamedTuple):
+    """A graph. name: sha256 of its file, or what it is derived from; graph: makes it, asked only where a plan is built."""
+
+    name: str
+    graph: Callable[[], bytes]
+
+
+def ingredients(source: str, recipe: Recipe, library: str, sm: str, driver: str) -> dict[str, Any]:
+    """All that a plan depends on. source: a Source's name; library: name and version, e.g. "tensorrt 11.4.0"; sm: "9.0";
+    driver: "580.159.03".
+    """
     return {
-        "onnx": hashlib.sha256(onnx).hexdigest(),
+        "onnx": source,
         "precision": recipe.precision,
         "profiles": [list(p) for p in recipe.profiles],
         "ranges": [list(r) for r in recipe.ranges],

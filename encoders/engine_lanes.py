@@ -54,24 +54,35 @@ class Lanes:
         self.piece = piece
         self._lanes, self._constants = list(lanes), constants
         self._halved = False
+        self._lost: DeviceLost | None = None
         self._lock = Lock()
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
-        """feeds: (B, ...) each -> outputs (B, ...). Where memory ends the piece is halved, once. Raises DeviceLost."""
+        """feeds: (B, ...) each -> outputs (B, ...). Where memory ends the piece is halved, once.
+
+        Raises DeviceLost, and from then on always: a caller that tries again must not be served by what is left.
+        """
         rows = {len(value) for name, value in feeds.items() if name not in self._constants}
         if len(rows) != 1:
             raise ValueError(f"inputs with one number of rows expected, found {sorted(rows)}")
         with self._lock:
+            if self._lost is not None:
+                raise self._lost
             try:
-                return self._run(feeds, *rows)
-            except OutOfMemory as error:
-                self._halve(bucket_of(min(self.piece, *rows)), error)
-            try:
-                return self._run(feeds, *rows)
-            except OutOfMemory as error:
-                raise DeviceLost(
-                    f"no memory on the accelerator, not for {self.piece} windows at once either ({error})"
-                ) from None
+                return self._within_memory(feeds, *rows)
+            except DeviceLost as error:
+                self._lost = error
+                raise
+
+    def _within_memory(self, feeds: Mapping[str, NDArray[Any]], rows: int) -> Arrays:
+        try:
+            return self._run(feeds, rows)
+        except OutOfMemory as error:
+            self._halve(bucket_of(min(self.piece, rows)), error)
+        try:
+            return self._run(feeds, rows)
+        except OutOfMemory as error:
+            raise DeviceLost(f"no memory on the accelerator, not for {self.piece} windows at once either ({error})") from None
 
     def _halve(self, tried: int, error: OutOfMemory) -> None:
         if self._halved or tried == 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from encoders.artifact import Artifact, ArtifactError
+from encoders.artifact import Artifact
 from encoders.base import BackendUnavailable, Encoder
-from encoders.engine import PlanRefused, Precision, Recipe
+from encoders.engine import PlanRefused, Recipe, Source
 from encoders.engine_build import BuildError, library_of
+from encoders.front import FrontError
 from encoders.signal import LEADS, WINDOW
-from encoders.tensorrt_backend import Planner, graph_of
+from encoders.tensorrt_backend import Planner, recipe_of, source_of
 from stream_worker.backend import opened
 from stream_worker.errors import ConfigError
 from stream_worker.operate import load_model, print_json
@@ -29,45 +31,58 @@ err = Console(stderr=True)
 LEAST_CALLS = 5
 
 
-def build(artifact: Path | None, cache: Path | None, precision: str | None, chip: str | None, again: bool, json: bool) -> None:
+def build(
+    artifact: Path | None,
+    cache: Path | None,
+    precision: str | None,
+    chip: str | None,
+    rates: Sequence[float],
+    again: bool,
+    json: bool,
+) -> None:
     """See `ecg-worker engine build --help`."""
     settings, model, planner = _at_hand(artifact, cache, precision, chip)
-    graph, recipe = _work(model, settings.engine_precision)
-    parts = planner.parts(graph, recipe)
-    told: dict[str, Any] = {"plan": str(planner.cache.path(parts)), "library": library_of(planner.trt), "chip": planner.sm}
-    told |= {"precision": recipe.precision, "profiles": [list(p) for p in recipe.profiles]}
-    began = time.monotonic()
-    try:
-        planner.cache.try_to_write()
-        kept = None if again else _kept(planner, parts)
-        plan = kept or _build(planner, graph, recipe)
-    except OSError as error:
-        raise ConfigError(f"engine cache {planner.cache.directory}: cannot be written ({error.strerror or error})") from None
-    except BuildError as error:
-        raise ConfigError(f"no engine for {planner.sm}: {error}") from None
-    told |= {"built": kept is None, "seconds": round(time.monotonic() - began, 1), "bytes": len(plan)}
-    if json:
-        return print_json(told)
-    how = f"built in {told['seconds']} s" if kept is None else "was built before"
-    Console().print(f"{told['plan']}: {len(plan) / 1e6:.1f} MB, {how}, {told['library']}, for {planner.sm}", soft_wrap=True)
+    for what, source, recipe in _work(model, settings, rates):
+        parts, began = planner.parts(source, recipe), time.monotonic()
+        try:
+            planner.cache.try_to_write()
+            kept = None if again else _kept(planner, parts)
+            plan = kept or _build(planner, what, source, recipe)
+        except OSError as error:
+            raise ConfigError(
+                f"engine cache {planner.cache.directory}: cannot be written ({error.strerror or error})"
+            ) from None
+        except (BuildError, FrontError) as error:
+            raise ConfigError(f"no engine for {planner.sm}, {what}: {error}") from None
+        told = {"plan": str(planner.cache.path(parts)), "takes": what, "built": kept is None, "bytes": len(plan)}
+        told |= {"seconds": round(time.monotonic() - began, 1), "ingredients": parts}
+        if json:
+            print_json(told)
+            continue
+        how = f"built in {told['seconds']} s by {library_of(planner.trt)} for {planner.sm}" if kept is None else "built before"
+        Console().print(f"{what}: {told['plan']}, {len(plan) / 1e6:.1f} MB, {how}", soft_wrap=True)
 
 
-def check(artifact: Path | None, cache: Path | None, precision: str | None, chip: str | None, json: bool) -> int:
-    """See `ecg-worker engine check --help`. -> exit code: 0 the plan would be loaded, 1 it would be built first."""
+def check(
+    artifact: Path | None, cache: Path | None, precision: str | None, chip: str | None, rates: Sequence[float], json: bool
+) -> int:
+    """See `ecg-worker engine check --help`. -> exit code: 0 the plans would be loaded, 1 one is missing or damaged."""
     settings, model, planner = _at_hand(artifact, cache, precision, chip)
-    graph, recipe = _work(model, settings.engine_precision)
-    parts = planner.parts(graph, recipe)
-    path, remedy = planner.cache.path(parts), "a worker would build it at its start; build it now: ecg-worker engine build"
-    try:
-        plan = planner.cache.load(parts)
-        problem = "" if plan is not None else f"none is kept for these ingredients; {remedy}"
-    except PlanRefused as error:
-        problem = f"{error}; {remedy}"
-    if json:
-        print_json({"plan": str(path), "ok": not problem, "problem": problem, "ingredients": parts})
-    else:
-        Console().print(f"{path}: {problem or 'as it was built, for this model, library, chip and driver'}", soft_wrap=True)
-    return 1 if problem else 0
+    worst = 0
+    for what, source, recipe in _work(model, settings, rates):
+        parts = planner.parts(source, recipe)
+        try:
+            problem = "" if planner.cache.load(parts) is not None else "none is kept for these ingredients"
+        except PlanRefused as error:
+            problem = str(error)
+        worst = max(worst, int(bool(problem)))
+        if json:
+            plan = str(planner.cache.path(parts))
+            print_json({"plan": plan, "takes": what, "ok": not problem, "problem": problem, "ingredients": parts})
+            continue
+        verdict = f"{problem}; build it: ecg-worker engine build" if problem else "as it was built"
+        Console().print(f"{what}: {planner.cache.path(parts)}: {verdict}", soft_wrap=True)
+    return worst
 
 
 def bench(
@@ -110,10 +125,13 @@ def _at_hand(
     return settings, model, planner
 
 
-def _work(model: Artifact, precision: Precision) -> tuple[bytes, Recipe]:
+def _work(model: Artifact, settings: Settings, rates: Sequence[float]) -> list[tuple[str, Source, Recipe]]:
+    """What each plan takes, its graph and its recipe: prepared windows first, then counts at each rate."""
+    precision = settings.engine_precision
+    asked = {"prepared windows": None} | {f"counts at {rate:g} Hz": round(rate * 1000) for rate in rates}
     try:
-        return graph_of(model, precision), Recipe(precision=precision)
-    except (BackendUnavailable, ArtifactError) as error:
+        return [(what, source_of(model, precision, at), recipe_of(precision, at)) for what, at in asked.items()]
+    except BackendUnavailable as error:
         raise ConfigError(str(error)) from None
 
 
@@ -125,17 +143,17 @@ def _kept(planner: Planner, parts: dict[str, Any]) -> bytes | None:
         return None
 
 
-def _build(planner: Planner, graph: bytes, recipe: Recipe) -> bytes:
+def _build(planner: Planner, what: str, source: Source, recipe: Recipe) -> bytes:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
-        tasks = {"": progress.add_task("building", total=None)}
+        tasks = {"": progress.add_task(what, total=None)}
 
         def advance(phase: str, done: int, total: int) -> None:
             if phase not in tasks:
                 tasks[phase] = progress.add_task(phase, total=total)
             progress.update(tasks[phase], completed=done, total=total, visible=done < total)
 
-        return planner.build(graph, recipe, advance)
+        return planner.build(source, recipe, advance)
 
 
 def _measure(encoder: Encoder, n: int, seconds: float) -> dict[str, Any]:

@@ -26,6 +26,10 @@ Chip = Annotated[
     str | None,
     typer.Option("--for", metavar="X.Y", help="A compute capability, e.g. 8.9, not this machine's GPU (TensorRT-RTX only)."),
 ]
+Rates = Annotated[
+    list[float] | None,
+    typer.Option("--rate", metavar="HZ", min=50, max=2000, help="Also the plan that takes counts at this rate. Repeatable."),
+]
 
 
 @engine.command("build", short_help="Build the plan of a model for this GPU.")
@@ -34,6 +38,7 @@ def engine_build(
     cache: Cache = None,
     precision: Precision = None,
     chip: Chip = None,
+    rate: Rates = None,
     again: Annotated[bool, typer.Option("--again", help="Also where a good one is kept.")] = False,
     json: Json = False,
 ) -> None:
@@ -43,16 +48,24 @@ def engine_build(
     TensorRT, chip, driver. Nothing is ever loaded from the cache unless its sha256 agrees; to clear it, delete the directory.
     Only the worker's own user should be able to write there.
 
+    With --rate 500 --rate 250 and so on, streams at these rates are preprocessed on the GPU too; a worker builds the plan for
+    prepared windows itself where it is missing, but never these, and preprocesses on the CPU instead.
+
     Exit codes: 0 a plan is there, 2 no GPU, no TensorRT, or no plan can be built or kept; 3 model refused.
     """
     from stream_worker import engine_command
 
-    engine_command.build(artifact, cache, precision, chip, again, json)
+    engine_command.build(artifact, cache, precision, chip, rate or [], again, json)
 
 
 @engine.command("check", short_help="Would a worker find its plan?")
 def engine_check(
-    artifact: ArtifactDir = None, cache: Cache = None, precision: Precision = None, chip: Chip = None, json: Json = False
+    artifact: ArtifactDir = None,
+    cache: Cache = None,
+    precision: Precision = None,
+    chip: Chip = None,
+    rate: Rates = None,
+    json: Json = False,
 ) -> None:
     """Is a plan kept for this model, library, chip and driver, and is it as it was built?
 
@@ -60,7 +73,7 @@ def engine_check(
     """
     from stream_worker import engine_command
 
-    raise typer.Exit(engine_command.check(artifact, cache, precision, chip, json))
+    raise typer.Exit(engine_command.check(artifact, cache, precision, chip, rate or [], json))
 
 
 @engine.command("bench", short_help="Windows a second, and the time of a call, by batch size.")

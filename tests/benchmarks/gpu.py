@@ -8,6 +8,7 @@ TensorRT or TensorRT-RTX for its rows.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import statistics
 import tempfile
@@ -22,12 +23,13 @@ from rich.console import Console
 from rich.table import Table
 
 from encoders.base import BackendUnavailable, DeviceLost
-from encoders.engine import Recipe
+from encoders.engine import Recipe, Source
 from encoders.engine_build import BuildError, library_of
-from encoders.engine_cuda import OutOfMemory, probe
+from encoders.engine_cuda import Cuda, OutOfMemory, probe
+from encoders.engine_run import Engine
 from encoders.model import EcgEncoder, EncoderConfig, fold
 from encoders.signal import LEADS, WINDOW
-from encoders.tensorrt_backend import FUSED, Planner, open_engine
+from encoders.tensorrt_backend import CONSTANTS, FUSED, Planner
 from encoders.torch_backend import HalfEncoder
 from tests.benchmarks.floor import windows_per_s
 from training.release.onnx_graph import encoder_graph
@@ -156,7 +158,8 @@ def tensorrt_rows(model: EcgEncoder) -> list[tuple[str, int, Any, float]]:
             path = f"tensorrt ({library_of(planner.trt)}) {name}"
             for batch in BATCHES:
                 try:
-                    engine = open_engine(onnx, recipe, lambda engine: None, planner, constants=constants)
+                    source = Source(hashlib.sha256(onnx).hexdigest(), lambda onnx=onnx: onnx)
+                    engine = Engine(planner.trt, planner.plan(source, recipe)[0], recipe, Cuda(), constants=constants)
                     given = feeds(batch)
                     engine.run(given)
                     engine.run(given)
@@ -196,7 +199,7 @@ def cases(graph: bytes, dim: int) -> list[tuple[str, bytes, Recipe, Callable[[in
     return [
         ("float16, windows", graph, Recipe(), windows, frozenset()),
         ("bfloat16, windows", graph, Recipe(precision="bf16"), windows, frozenset()),
-        ("float16, from counts", fused, FUSED, counts, frozenset(["labels", "bias"])),
+        ("float16, from counts", fused, Recipe(ranges=FUSED), counts, CONSTANTS),
     ]
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import re
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from encoders.engine import Recipe
 from encoders.engine_build import BuildError, build, library_of, load_library, logger, parse
 from encoders.tensorrt_backend import FUSED
 
@@ -44,7 +44,7 @@ def built(messages: list[str]) -> list[Any]:
 
 def main(path: str, precision: str, sm: str) -> dict[str, Any]:
     trt, graph, messages, phases = load_library(), Path(path).read_bytes(), list[str](), set[str]()
-    recipe = replace(FUSED, precision=precision)  # type: ignore[arg-type]
+    recipe = Recipe(precision=precision, ranges=FUSED)  # type: ignore[arg-type]
     try:
         _, network, held = parse(trt, graph, recipe, logger(trt))
         ins = [network.get_input(i) for i in range(network.num_inputs)]

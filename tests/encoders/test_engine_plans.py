@@ -11,7 +11,7 @@ import pytest
 
 from encoders.engine import PlanCache, PlanRefused, Recipe, default_cache, ingredients, key_of
 
-PARTS = ingredients(b"onnx", Recipe(), "tensorrt 11.4.0", "9.0", "580.159.03")
+PARTS = ingredients("onnx", Recipe(), "tensorrt 11.4.0", "9.0", "580.159.03")
 
 
 @pytest.fixture
@@ -22,16 +22,16 @@ def cache(tmp_path: Path) -> PlanCache:
 @pytest.mark.parametrize(
     "other",
     [
-        ingredients(b"onnx 2", Recipe(), "tensorrt 11.4.0", "9.0", "580.159.03"),
-        ingredients(b"onnx", Recipe(precision="bf16"), "tensorrt 11.4.0", "9.0", "580.159.03"),
-        ingredients(b"onnx", Recipe(profiles=((1, 8), (8, 64))), "tensorrt 11.4.0", "9.0", "580.159.03"),
-        ingredients(b"onnx", Recipe(ranges=(("L", 1, 98, 512),)), "tensorrt 11.4.0", "9.0", "580.159.03"),
-        ingredients(b"onnx", Recipe(tf32=True), "tensorrt 11.4.0", "9.0", "580.159.03"),
-        ingredients(b"onnx", Recipe(level=5), "tensorrt 11.4.0", "9.0", "580.159.03"),
-        ingredients(b"onnx", Recipe(), "tensorrt 11.4.1", "9.0", "580.159.03"),
-        ingredients(b"onnx", Recipe(), "tensorrt_rtx 11.4.0", "9.0", "580.159.03"),
-        ingredients(b"onnx", Recipe(), "tensorrt 11.4.0", "8.9", "580.159.03"),
-        ingredients(b"onnx", Recipe(), "tensorrt 11.4.0", "9.0", "580.159.04"),
+        ingredients("another", Recipe(), "tensorrt 11.4.0", "9.0", "580.159.03"),
+        ingredients("onnx", Recipe(precision="bf16"), "tensorrt 11.4.0", "9.0", "580.159.03"),
+        ingredients("onnx", Recipe(profiles=((1, 8), (8, 64))), "tensorrt 11.4.0", "9.0", "580.159.03"),
+        ingredients("onnx", Recipe(ranges=(("L", 1, 98, 512),)), "tensorrt 11.4.0", "9.0", "580.159.03"),
+        ingredients("onnx", Recipe(tf32=True), "tensorrt 11.4.0", "9.0", "580.159.03"),
+        ingredients("onnx", Recipe(level=5), "tensorrt 11.4.0", "9.0", "580.159.03"),
+        ingredients("onnx", Recipe(), "tensorrt 11.4.1", "9.0", "580.159.03"),
+        ingredients("onnx", Recipe(), "tensorrt_rtx 11.4.0", "9.0", "580.159.03"),
+        ingredients("onnx", Recipe(), "tensorrt 11.4.0", "8.9", "580.159.03"),
+        ingredients("onnx", Recipe(), "tensorrt 11.4.0", "9.0", "580.159.04"),
     ],
 )
 def test_every_ingredient_changes_the_key(cache: PlanCache, other: dict[str, Any]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -131,7 +130,7 @@ def test_what_cannot_be_recorded_runs_without(
     assert said.endswith("run without a recorded graph: cudaStreamEndCapture: cudaErrorStreamCaptureInvalidated (901)")
 
 
-def test_a_piece_that_fails_waits_for_the_one_under_way(graph: bytes, windows: Floats, expected: Floats) -> None:
+def test_a_piece_that_fails_waits_for_the_one_under_way(graph: bytes, windows: Floats) -> None:
     cuda = HostCuda()
     trt = host_tensorrt(cuda, RECIPE)
     engine = Engine(trt, graph, RECIPE, cuda, piece=4)
@@ -141,7 +140,8 @@ def test_a_piece_that_fails_waits_for_the_one_under_way(graph: bytes, windows: F
         engine.run({"x": windows[:7]})
     assert not cuda.queues[1]
     trt.refuse = False
-    np.testing.assert_allclose(engine.run({"x": windows})["embedding"], expected, atol=1e-5)
+    with pytest.raises(DeviceLost, match="did not enqueue"):  # from here on always, though it would work again
+        engine.run({"x": windows})
 
 
 def test_a_gpu_that_fails_is_lost(graph: bytes, windows: Floats) -> None:
@@ -151,7 +151,8 @@ def test_a_gpu_that_fails_is_lost(graph: bytes, windows: Floats) -> None:
     trt.refuse = True
     with pytest.raises(DeviceLost, match="did not enqueue"):
         engine.run({"x": windows[:1]})
-    trt.refuse = False
+    cuda = HostCuda()
+    engine = Engine(host_tensorrt(cuda, RECIPE), graph, RECIPE, cuda)
     engine.run({"x": windows[:1]})
     cuda.broken = True
     with pytest.raises(DeviceLost, match="700"):
@@ -230,7 +231,7 @@ def test_the_graph_from_counts_runs_on_the_lanes_as_on_onnx_runtime(graph: bytes
 
     from encoders.fused import fused_graph
 
-    rng, recipe = np.random.default_rng(1), replace(FUSED, profiles=((1, 2),))
+    rng, recipe = np.random.default_rng(1), Recipe(profiles=((1, 2),), ranges=FUSED)
     n, samples = 3, 3600
     feeds = {
         "counts": np.cumsum(rng.integers(-30, 31, (n, 2, samples)), axis=2).astype(np.int16),

@@ -15,13 +15,15 @@ import numpy as np
 import pytest
 import torch
 
+from encoders import preprocess as chain
 from encoders import tensorrt_backend
-from encoders.base import BackendUnavailable, Encoder
-from encoders.engine import EngineOptions, PlanCache, Precision, Recipe
+from encoders.base import BackendUnavailable, Encoder, WholeEncoder
+from encoders.engine import EngineOptions, PlanCache, Precision, Recipe, Source
 from encoders.engine_build import BuildError
 from encoders.engine_cuda import Gpu
 from encoders.model import EcgEncoder, EncoderConfig
-from encoders.tensorrt_backend import Planner, open_tensorrt
+from encoders.signal import Layout
+from encoders.tensorrt_backend import FUSED, Planner, TensorRtEncoder, open_tensorrt, recipe_of, source_of
 from tests.encoders.host_gpu import HostCuda, host_tensorrt
 from training.release.onnx_graph import encoder_graph
 
@@ -34,6 +36,7 @@ def graph(seed: int) -> bytes:
 
 
 RIGHT, WRONG = graph(0), graph(1)
+SOURCE = Source("a graph", lambda: RIGHT)
 WINDOW = np.random.default_rng(0).standard_normal((1, 12, 5000)).astype(np.float32)
 
 
@@ -42,7 +45,7 @@ class Workshop:
 
     def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch, *builds: bytes | Exception) -> None:
         self.cuda, self.left, self.timings = HostCuda(), list(builds), list[bytes]()
-        self.planner = Planner(host_tensorrt(self.cuda, RECIPE), "9.0", "580.1", PlanCache(directory))
+        self.planner = Planner(host_tensorrt(self.cuda, Recipe(ranges=FUSED)), "9.0", "580.1", PlanCache(directory))
         monkeypatch.setattr(tensorrt_backend, "build", self._build)
 
     def _build(
@@ -55,11 +58,23 @@ class Workshop:
             raise made
         return made, b"timings %d" % len(self.timings)
 
-    def open(self, check: Callable[[Encoder], None] | None = None, precision: Precision = "fp16") -> Encoder:
-        files = {"encoder.onnx": RIGHT}
-        artifact: Any = SimpleNamespace(manifest=SimpleNamespace(files=files), encoder_digest=hashlib.sha256(RIGHT).hexdigest())
-        artifact.read, artifact.check_golden = files.__getitem__, check or self.golden
-        return open_tensorrt(artifact, EngineOptions(precision=precision), self.planner, self.cuda)
+    def open(self, check: Callable[[Encoder], None] | None = None, precision: Precision = "fp16") -> TensorRtEncoder:
+        opened = open_tensorrt(self.artifact(check), EngineOptions(precision=precision), self.planner, self.cuda)
+        assert isinstance(opened, TensorRtEncoder)
+        return opened
+
+    def artifact(self, check: Callable[[Encoder], None] | None = None) -> Any:
+        digest = hashlib.sha256(RIGHT).hexdigest()
+        files = {"encoder.onnx": SimpleNamespace(sha256=digest)}
+        return SimpleNamespace(
+            manifest=SimpleNamespace(files=files),
+            encoder_digest=digest,
+            read={"encoder.onnx": RIGHT}.__getitem__,
+            check_golden=check or self.golden,
+        )
+
+    def parts(self, fs_mhz: int | None = None) -> dict[str, Any]:
+        return self.planner.parts(source_of(self.artifact(), "fp16", fs_mhz), recipe_of("fp16", fs_mhz))
 
     def golden(self, encoder: Encoder) -> None:
         engine = tensorrt_backend.Engine(self.planner.trt, RIGHT, RECIPE, self.cuda)
@@ -69,7 +84,7 @@ class Workshop:
             raise ValueError("golden.npz: cosine of at least 0.999 expected")
 
     def plan(self) -> Path:
-        return self.planner.cache.path(self.planner.parts(RIGHT, RECIPE))
+        return self.planner.cache.path(self.parts())
 
 
 def test_built_once_then_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +131,7 @@ def test_a_kept_plan_that_fails_is_built_again_once(
     stale: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     shop = Workshop(tmp_path, monkeypatch, RIGHT)
-    shop.planner.cache.store(shop.planner.parts(RIGHT, RECIPE), stale)
+    shop.planner.cache.store(shop.parts(), stale)
     with caplog.at_level(logging.WARNING), shop.open():
         pass
     assert [r.getMessage() for r in caplog.records if "the kept engine plan is built again: " in r.getMessage()]
@@ -127,7 +142,7 @@ def test_a_kept_plan_that_fails_is_built_again_once(
 
 def test_a_fresh_plan_that_fails_too_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shop = Workshop(tmp_path, monkeypatch, WRONG)
-    shop.planner.cache.store(shop.planner.parts(RIGHT, RECIPE), WRONG)
+    shop.planner.cache.store(shop.parts(), WRONG)
     with pytest.raises(ValueError, match="cosine"):
         shop.open()
     assert shop.left == []
@@ -174,11 +189,11 @@ def test_plans_of_tensorrt_rtx_outlive_a_driver(monkeypatch: pytest.MonkeyPatch,
         for driver in ("580.1", "590.2"):
             monkeypatch.setattr(tensorrt_backend, "probe", lambda driver=driver: Gpu("a GPU", "8.9", driver))
             planner = Planner.here(tmp_path)
-            keys.add(planner.cache.path(planner.parts(RIGHT, RECIPE)))
+            keys.add(planner.cache.path(planner.parts(SOURCE, RECIPE)))
         assert (len(keys) == 1) is kept
         if kept:
             ahead = Planner.elsewhere("8.9", tmp_path)
-            assert ahead.cache.path(ahead.parts(RIGHT, RECIPE)) in keys
+            assert ahead.cache.path(ahead.parts(SOURCE, RECIPE)) in keys
 
 
 def test_the_driver_is_asked_before_any_library_is_loaded() -> None:
@@ -192,3 +207,47 @@ def test_the_driver_is_asked_before_any_library_is_loaded() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.splitlines()[0].startswith("no NVIDIA driver: libcuda.so.1 is not found"), done.stderr
     assert done.stdout.splitlines()[1] == "[]"
+
+
+def fused(encoder: bytes) -> bytes:
+    from encoders.fused import fused_graph
+
+    return bytes(fused_graph(encoder, 250_000, planes=True).SerializeToString())
+
+
+def test_counts_are_scored_on_the_gpu_where_a_plan_for_their_rate_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Equal to the step-by-step path, with labels that change; a rate without a plan, or with a wrong one, is not served."""
+    shop = Workshop(tmp_path, monkeypatch, RIGHT)
+    shop.planner.cache.store(shop.parts(250_000), fused(RIGHT))
+    shop.planner.cache.store(shop.parts(360_000), fused(RIGHT))  # takes 2500 samples, not 3600
+    with shop.open() as encoder:
+        assert isinstance(encoder, WholeEncoder)
+        assert encoder.serves(250_000)
+        assert not encoder.serves(360_000)
+        assert not encoder.serves(500_000)
+        assert encoder.refused[500_000] == "no engine plan is kept for them: ecg-worker engine build --rate 500"
+        assert "the plan takes no counts of shape (2, 3, 3600, 2)" in encoder.refused[360_000]
+        of, rng = Layout.of(250_000, ("I", "V2"), [200.0], [3.0]), np.random.default_rng(0)
+        counts = np.cumsum(rng.integers(-40, 41, (3, 2, 2500)), axis=2).astype(np.int16)
+        expected = encoder.encode(chain.stack([chain.preprocess(x, of) for x in counts]))
+        mix = np.stack([chain.mixing(of, (True, True))[0]] * 3)
+        least = np.full((3, 1, 1), chain.FLOOR["mV"], dtype=np.float32)
+        for labels in (rng.standard_normal((4, 8)).astype(np.float32), rng.standard_normal((2, 8)).astype(np.float32)):
+            bias = np.arange(len(labels), dtype=np.float32)
+            scored = encoder.score(250_000, counts, mix, least, labels, bias)
+            assert float((scored.embedding * expected).sum(axis=1).min()) > 0.9999
+            np.testing.assert_allclose(scored.logits, scored.embedding @ labels.T + bias, atol=1e-4)
+            assert scored.band.shape == (3, 2, 1000)
+    assert not shop.cuda.live
+    said = [r.getMessage() for r in caplog.records]
+    assert len([x for x in said if "are preprocessed on the CPU" in x]) == 2  # once a rate
+
+
+def test_a_plan_for_a_rate_that_gives_other_embeddings_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop = Workshop(tmp_path, monkeypatch, RIGHT)
+    shop.planner.cache.store(shop.parts(250_000), fused(WRONG))
+    with shop.open() as encoder:
+        assert not encoder.serves(250_000)
+        assert "cosine" in encoder.refused[250_000]

@@ -41,15 +41,21 @@ def test_build_check_damage_build(tmp_path: Path) -> None:
     missing = engine("check", *here)
     assert (missing.returncode, missing.stderr) == (1, "")
     assert "none is kept for these ingredients" in missing.stdout
-    first = engine("build", *here, "--json")
+    first = engine("build", *here, "--rate", 250, "--json")
     assert first.returncode == 0, first.stderr
-    assert told(first)["built"] is True
-    plan = Path(told(first)["plan"])
-    assert plan.stat().st_size == told(first)["bytes"] > 6_000_000
+    windows, counts = (json.loads(line) for line in first.stdout.splitlines())
+    assert (windows["takes"], counts["takes"]) == ("prepared windows", "counts at 250 Hz")
+    assert windows["built"] is counts["built"] is True
+    assert counts["ingredients"]["ranges"] == [["C", 1, 12, 12], ["L", 1, 98, 512]]
+    plan = Path(windows["plan"])
+    assert plan.stat().st_size == windows["bytes"] > 6_000_000
     assert told(engine("build", *here, "--json"))["built"] is False
     good = engine("check", *here, "--json", ECG_ENGINE_PRECISION="fp16")
     assert (good.returncode, told(good)["ok"]) == (0, True)
     assert told(good)["ingredients"]["sm"] == "8.9"
+    assert engine("check", *here, "--rate", 250).returncode == 0
+    other = engine("check", *here, "--rate", 360)
+    assert (other.returncode, other.stdout.splitlines()[0].endswith("as it was built")) == (1, True)
     assert engine("check", *here, ECG_ENGINE_PRECISION="bf16").returncode == 1
     plan.write_bytes(plan.read_bytes()[:-1])
     damaged = engine("check", *here, "--json")
@@ -65,8 +71,11 @@ def test_build_check_damage_build(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--for", "9.0"), "no engine for 9.0: tensorrt_rtx .* knows no compute capability 9.0; it knows 7.5"),
-        (("--for", "8.9", "--cache", "/proc/nowhere"), "engine cache /proc/nowhere: cannot be written"),
+        (
+            ("--for", "9.0"),
+            "no engine for 9.0, prepared windows: tensorrt_rtx .* knows no compute capability 9.0; it knows",
+        ),
+        (("--for", "8.9", "--cache", "/proc/nowhere"), "/proc/nowhere: cannot be written"),
         (("--for", "8.9", "--precision", "int8"), r"holds no encoder\.s8s8\.onnx: export it with --s8s8"),
         (("--precision", "int7"), "ECG_ENGINE_PRECISION: Input should be 'fp16'"),
     ],
