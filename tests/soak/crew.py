@@ -12,7 +12,6 @@ import numpy as np
 
 from deploy.local import LocalServices
 from encoders.artifact import Artifact
-from stream_worker.errors import BrokerUnavailable
 from stream_worker.labels import publish_bank
 from tests.faults.proxy import Proxy
 from tests.processes import Worker, World
@@ -21,24 +20,28 @@ __all__ = ["Crew"]
 
 RECOVER_LIMIT_S = 90.0
 LONG_S = 14.0  # longer than the session: the group goes on without a worker that is stopped for so long
-WARM_S = 30.0  # memory is compared with what it was after this long
+WARM_S = 120.0  # a worker has met every stream and a full batch by then
 
 
 class Crew:
-    """`size` workers on one consumer group behind a proxy. `died`: workers that ended unasked, with the end of their log; but
-    one that found no broker for a minute may say so and leave (`gave_up`)."""
+    """`size` workers on one consumer group behind a proxy, and a witness: a worker of a group of its own that is never killed,
+    and meets all other faults. `died`: workers that ended unasked, with the end of their log. `growth`: of a worker's memory
+    since it was warm, by the most it ever held (the kernel's own count), the largest share.
+    """
 
-    def __init__(self, services: LocalServices, proxy: Proxy, world: World, artifact: Artifact, size: int, seed: int) -> None:
+    def __init__(
+        self, services: LocalServices, proxy: Proxy, world: World, aside: World, artifact: Artifact, size: int, seed: int
+    ) -> None:
         self.services, self.proxy, self.world, self.size = services, proxy, world, size
         self.workers: list[Worker] = []
         self.died: list[str] = []
-        self.gave_up = 0
-        self.growth = 0.0  # of the resident memory of a worker since it was warm, the largest share
+        self.growth = 0.0
         self._bank = artifact.bank()
         self._rng = np.random.default_rng([seed, 23])
         self._began: dict[Worker, float] = {}
         self._warm: dict[Worker, int] = {}
         self.publish_bank()
+        self.witness = self._started(aside)
         for _ in range(size):
             self.hire()
         self.faults: dict[str, Callable[[], None]] = {
@@ -61,9 +64,12 @@ class Crew:
         }
 
     def hire(self) -> None:
-        worker = Worker(self.world, ())
-        self.workers.append(worker)
+        self.workers.append(self._started(self.world))
+
+    def _started(self, world: World) -> Worker:
+        worker = Worker(world, ())
         self._began[worker] = time.monotonic()
+        return worker
 
     def publish_bank(self) -> None:
         """The same labels with another scale: another digest."""
@@ -85,8 +91,7 @@ class Crew:
         self._note(worker, worker.stop(how), (0, -signal.SIGKILL))
 
     def _note(self, worker: Worker, code: int, good: tuple[int, ...]) -> None:
-        self.gave_up += code == BrokerUnavailable.exit_code
-        if code not in (*good, BrokerUnavailable.exit_code):
+        if code not in good:
             self.died.append(f"exit {code}: {worker.log[-1500:]}")
 
     def _asleep(self, seconds: float) -> None:
@@ -129,14 +134,11 @@ class Crew:
         began = time.monotonic()
         while time.monotonic() - began < RECOVER_LIMIT_S:
             self.look_after()
-            told = [worker.get("/metrics")[1] for worker in self.workers]
-            if (
-                all(w.get("/readyz")[0] == 200 for w in self.workers)
-                and sum(t.count("\necg_lag_records{") for t in told) == partitions
-            ):
+            if all(sum(map(_read, group)) == partitions for group in (self.workers, [self.witness])):
                 return time.monotonic() - began
             time.sleep(0.1)
-        raise AssertionError(f"not recovered within {RECOVER_LIMIT_S:g} s: {[w.get('/readyz') for w in self.workers]}")
+        why = [worker.get("/readyz") for worker in (self.witness, *self.workers)]
+        raise AssertionError(f"not recovered within {RECOVER_LIMIT_S:g} s: {why}")
 
     def look_after(self) -> None:
         """Replace who ended unasked, weigh the others."""
@@ -146,18 +148,30 @@ class Crew:
                 self._note(worker, code, ())
                 self.workers.remove(worker)
                 self.hire()
-            elif time.monotonic() - self._began[worker] > WARM_S:
-                now = _resident(worker)
+        if self.witness.process.poll() is not None:
+            raise AssertionError(f"the witness ended: {self.witness.log[-1500:]}")
+        for worker in (self.witness, *self.workers):
+            if time.monotonic() - self._began[worker] > WARM_S:
+                now = _most_kb(worker)
                 self.growth = max(self.growth, now / self._warm.setdefault(worker, now) - 1)
 
     def dismiss(self) -> None:
         """All of them, in order."""
-        for worker in self.workers:
+        for worker in (*self.workers, self.witness):
             self._ended(worker, signal.SIGTERM)
         self.workers.clear()
 
+    def held(self) -> dict[str, int]:
+        """MB that the witness held at most: when it was warm, and until now."""
+        return {"warm": self._warm.get(self.witness, 0) >> 10, "now": _most_kb(self.witness) >> 10}
 
-def _resident(worker: Worker) -> int:
-    """Bytes."""
-    with open(f"/proc/{worker.process.pid}/statm") as held:
-        return int(held.read().split()[1]) * 4096
+
+def _read(worker: Worker) -> int:
+    """Partitions that it owns, has recovered and reads."""
+    return worker.get("/metrics")[1].count("\necg_lag_records{") if worker.get("/readyz")[0] == 200 else -1000
+
+
+def _most_kb(worker: Worker) -> int:
+    """The most memory that was ever resident, kB. What is reclaimed from an idle worker and comes back is no growth."""
+    with open(f"/proc/{worker.process.pid}/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
