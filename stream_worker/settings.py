@@ -6,7 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from stream_worker.errors import ConfigError
@@ -70,12 +70,6 @@ class Settings(BaseSettings):
     outage_limit_s: float = Field(60.0, gt=0, description="without a broker for longer than this the process exits with code 4")
     drain_s: float = Field(20.0, gt=0, description="the time that shutdown or a revoked partition may take")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-
-    @model_validator(mode="before")
-    @classmethod
-    def _delivery(cls, given: dict[str, Any]) -> dict[str, Any]:
-        """librdkafka's transactions can stand still after a cut of the network: there, at least once unless asked for."""
-        return {"delivery": "at_least_once", **given} if given.get("client") == "confluent" else given
 
     @field_validator("start")
     @classmethod
