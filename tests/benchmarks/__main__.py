@@ -22,6 +22,13 @@ TARGETS: dict[str, tuple[str, float, str]] = {
     "worker_fast_vs_getmany": (">=", 0.50, "the same by the client of the extra fast, against the same loop"),
     "exactly_once_vs_at_least_once": (">=", 0.85, "the default client: chunks/s delivered exactly once over at least once"),
     "worker_with_preprocessing_vs_getmany": ("", 0.0, "the same with preprocessing and quality, only the encoder null"),
+    "ingest_vs_getmany": (">=", 0.75, "bytes on Kafka to closed windows: chunks/s over a bare getmany loop"),
+    "ingest_fast_vs_ingest": (">=", 1.6, "the same by the client of the extra fast, over the default client"),
+    "ingest_two_processes": ("", 0.0, "the same by two processes over one, default client"),
+    "ingest_fast_two_processes": ("", 0.0, "the same by two processes over one, extra fast"),
+    "ingest_bare_us": ("", 0.0, "CPU time of a chunk, us: the bare loop"),
+    "ingest_us": ("", 0.0, "the same: to closed windows, default client"),
+    "ingest_fast_us": ("", 0.0, "the same: to closed windows, extra fast"),
     "training_vs_bare": (">=", 0.80, "training loop: records/s over bare forward and backward passes on synthetic batches"),
     "gpu_torch_plain_512": (">=", 0.35, "torch on a GPU, paper-exact encoder, batch 512, host to host: share of the floor"),
     "gpu_tensorrt_plain_512": (">=", 0.60, "TensorRT on a GPU: the same"),
@@ -29,7 +36,7 @@ TARGETS: dict[str, tuple[str, float, str]] = {
     "base_install_mb": ("<=", 320.0, "base install, MB"),
     "help_s": ("<=", 0.5, "ecg-worker --help, s"),
 }
-MODULES = ("windower", "preprocess", "replay", "kafka", "training", "gpu", "install")
+MODULES = ("windower", "preprocess", "replay", "kafka", "ingest", "training", "gpu", "install")
 
 
 def main() -> None:

@@ -16,20 +16,15 @@ from numpy.typing import NDArray
 from deploy.local import LocalServices
 from encoders.preprocess import Prepared
 from encoders.quality import Quality
-from stream_worker.kafka import topics
-from stream_worker.kafka.clients import DeviceProducer
 from stream_worker.labels import FixedBank
 from stream_worker.operate import kafka_broker
 from stream_worker.pipeline import Pipeline
-from stream_worker.proto.ecg_chunk_pb2 import Chunk
 from stream_worker.records import Window
 from stream_worker.score import Scorer
 from stream_worker.settings import Settings
 from stream_worker.telemetry import Metrics
-from tests.benchmarks.windower import SECONDS, messages
+from tests.benchmarks.topic import filled
 from tests.support import ProjectionEncoder, bank
-
-PARTITIONS, REPEAT = 4, 16  # 100 streams x 30 s, played so often on end: the rate is that of streams under way
 
 
 class NullEncoder(ProjectionEncoder):
@@ -62,18 +57,8 @@ def measure() -> dict[str, float]:
 
 
 async def _measure(kafka: str) -> dict[str, float]:
-    mark = uuid.uuid4().hex[:8]
-    settings = Settings(
-        kafka=kafka, chunks_topic=f"chunks-{mark}", findings_topic=f"findings-{mark}", dead_letters_topic=f"dead-{mark}",
-        alerts_topic=f"alerts-{mark}", start="earliest", _env_file=None,
-    )  # fmt: skip
-    await topics.apply(settings, {}, PARTITIONS, 1)
-    log = messages()
-    async with DeviceProducer(kafka, {}) as producer:
-        for again in range(REPEAT):
-            for at in range(0, len(log), 500):
-                await producer.send(settings.chunks_topic, [(key, later(value, again)) for key, value in log[at : at + 500]])
-    total, ratios = len(log) * REPEAT, dict[str, list[float]]()
+    settings, total = await filled(kafka)
+    ratios = dict[str, list[float]]()
     await _bare(settings, total)
     fast = settings.model_copy(update={"client": "confluent"})
     twice = settings.model_copy(update={"delivery": "at_least_once"})
@@ -89,13 +74,6 @@ async def _measure(kafka: str) -> dict[str, float]:
     rate = await _worker(settings, total, Scorer)
     ratios["worker_with_preprocessing_vs_getmany"] = [rate / await _bare(settings, total)]
     return {name: statistics.median(values) for name, values in ratios.items()}
-
-
-def later(value: bytes, again: int) -> bytes:
-    """The same chunk, `again` times the log's length later in its session."""
-    chunk = Chunk.FromString(value)
-    chunk.first_sample += again * SECONDS * 500
-    return chunk.SerializeToString()
 
 
 async def _bare(settings: Settings, total: int) -> float:
