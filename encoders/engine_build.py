@@ -19,7 +19,7 @@ import numpy as np
 from encoders.base import BackendUnavailable
 from encoders.engine import Recipe
 
-__all__ = ["BuildError", "build", "library_of", "load_library", "parse"]
+__all__ = ["BuildError", "build", "configure", "library_of", "load_library", "parse"]
 
 LIBRARIES = ("tensorrt", "tensorrt_rtx")  # TensorRT-RTX is for GeForce and RTX chips, TensorRT for all of the vendor's
 Say = Callable[[int, str], None]  # severity (0 internal error, 1 error, 2 warning, 3 information, 4 verbose), text
@@ -130,15 +130,8 @@ def build(
     """
     log = logger(trt, say)
     builder, network, held = parse(trt, onnx, recipe, log)
-    config = builder.create_builder_config()
-    config.builder_optimization_level = recipe.level
-    if not recipe.tf32:
-        config.clear_flag(trt.BuilderFlag.TF32)
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    config = configure(trt, builder, network, recipe, sm)
     config.progress_monitor = _monitor(trt, advance)
-    _target(trt, config, sm)
-    for low, high in recipe.profiles:
-        config.add_optimization_profile(_profile(builder, network, recipe, low, high))
     cache = None
     if trt.__name__ == "tensorrt":
         cache = config.create_timing_cache(timings)
@@ -148,6 +141,19 @@ def build(
     if plan is None:
         raise BuildError(_first(log, "no plan came out"))
     return bytes(plan), bytes(cache.serialize()) if cache is not None else b""
+
+
+def configure(trt: Any, builder: Any, network: Any, recipe: Recipe, sm: str | None) -> Any:
+    """The builder's settings for a recipe. Raises BuildError."""
+    config = builder.create_builder_config()
+    config.builder_optimization_level = recipe.level
+    if not recipe.tf32:
+        config.clear_flag(trt.BuilderFlag.TF32)
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    _target(trt, config, sm)
+    for low, high in recipe.profiles:
+        config.add_optimization_profile(_profile(builder, network, recipe, low, high))
+    return config
 
 
 def _first(log: Any, otherwise: str) -> str:

@@ -197,7 +197,7 @@ def open_tensorrt(artifact: Artifact, options: EngineOptions, planner: Planner |
         return Engine(planner.trt, plan, made_as, cuda, constants=CONSTANTS)
 
     def checked(plan: bytes) -> TensorRtEncoder:
-        backend = planner.trt.__name__.replace("_", "-")
+        backend = planner.trt.__name__.replace("_", "-") + ("-int8" if options.precision == "int8" else "")
         encoder = TensorRtEncoder(Engine(planner.trt, plan, recipe, cuda), artifact.encoder_digest, backend, at_rate)
         try:
             artifact.check_golden(encoder)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from encoders.engine import Recipe
-from encoders.engine_build import BuildError, build, library_of, load_library, logger, parse
+from encoders.engine_build import BuildError, build, configure, library_of, load_library, logger, parse
 from encoders.tensorrt_backend import FUSED
 
 TYPE = re.compile(r"Datatype: (\w+)")
@@ -46,7 +46,8 @@ def main(path: str, precision: str, sm: str) -> dict[str, Any]:
     trt, graph, messages, phases = load_library(), Path(path).read_bytes(), list[str](), set[str]()
     recipe = Recipe(precision=precision, ranges=FUSED)  # type: ignore[arg-type]
     try:
-        _, network, held = parse(trt, graph, recipe, logger(trt))
+        builder, network, held = parse(trt, graph, recipe, logger(trt))
+        config = configure(trt, builder, network, recipe, sm)
         ins = [network.get_input(i) for i in range(network.num_inputs)]
         inputs = {t.name: [t.dtype.name, *t.shape] for t in ins}
         plan, timings = build(
@@ -60,7 +61,12 @@ def main(path: str, precision: str, sm: str) -> dict[str, Any]:
     except BuildError as error:
         return {"error": str(error)}
     told = {"library": library_of(trt), "plan": len(plan), "timings": len(timings), "inputs": inputs, "phases": sorted(phases)}
-    return told | {"network": layers(network), "engine": built(messages), "held": len(held)}
+    return told | {
+        "network": layers(network),
+        "engine": built(messages),
+        "held": len(held),
+        "tf32": config.get_flag(trt.BuilderFlag.TF32),
+    }
 
 
 if __name__ == "__main__":

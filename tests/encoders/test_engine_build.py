@@ -69,6 +69,7 @@ def test_the_body_computes_low_and_the_head_in_float32(graph: Path, precision: s
     assert not [x for x in engine if "_myl4_" in x[0]]
     assert told["inputs"] == {"x": ["FLOAT", -1, 12, 5000]}
     assert "Building engine" in told["phases"]
+    assert told["tf32"] is False
 
 
 @rtx
