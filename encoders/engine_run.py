@@ -36,7 +36,8 @@ class Engine:
         self, trt: Any, plan: bytes, recipe: Recipe, cuda: Any, piece: int = PIECE, constants: frozenset[str] = frozenset()
     ) -> None:
         self._log = logger(trt)
-        engine = trt.Runtime(self._log).deserialize_cuda_engine(plan)
+        self._runtime = trt.Runtime(self._log)  # the library wants it to outlive the engine
+        engine = self._runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise BackendUnavailable(f"the plan does not load: {'; '.join(self._log.errors)[:300] or 'no reason given'}")
         tensors = [_Tensor.of(trt, engine, i) for i in range(engine.num_io_tensors)]
@@ -167,7 +168,8 @@ class _Lane:
         self._reserve(sizes, max(1, self._engine.get_device_memory_size_for_profile_v2(profile)))
         context.set_device_memory(self._scratch, self._scratch_bytes)
         for name in sizes:
-            context.set_tensor_address(name, self._buffers[name].address)
+            if not context.set_tensor_address(name, self._buffers[name].address):
+                raise DeviceLost(f"the plan takes no address for {name}")
         return _Job(context, whole, sizes)
 
     def _reserve(self, sizes: Mapping[str, int], scratch: int) -> None:

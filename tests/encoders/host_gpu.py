@@ -195,9 +195,9 @@ class HostContext:
         known = {s: n for t, shape in self.shapes.items() for s, n in zip(self.engine.symbols[t], shape, strict=True)}
         return tuple(known[s] if isinstance(s, str) else s for s in self.engine.symbols[name])
 
-    def set_tensor_address(self, name: str, address: int) -> None:
-        assert address in self.engine.cuda.live
+    def set_tensor_address(self, name: str, address: int) -> bool:
         self.addresses[name] = address
+        return address in self.engine.cuda.live
 
     def execute_async_v3(self, stream: int) -> bool:
         if self.engine.trt.refuse:
