@@ -112,7 +112,7 @@ class Pipeline:
 
     async def _start(self) -> None:
         gc.freeze()  # what is loaded stays; chunks and findings form no cycles, so the collector need not look often
-        gc.set_threshold(10_000, 20, 20)  # but connections that fail do, a hundred objects each
+        gc.set_threshold(10_000, 2, 2)  # but connections that fail do, a hundred objects each
         await self.labels.start()
         await self.broker.start(self.holdings.on_assigned, self.holdings.on_revoked)
 
