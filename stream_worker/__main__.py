@@ -169,12 +169,15 @@ def topics(
         int, typer.Option(min=1, help="Of chunks and findings alike; the most workers that can share the load.")
     ] = 12,
     replication: Annotated[int, typer.Option(min=1, help="Copies of each partition; 3 in production.")] = 1,
+    grow: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Give every topic N partitions, the chunks last; see reliability.")
+    ] = None,
     kafka: Kafka = None,
 ) -> None:
-    """Print or create the topics with the settings that the worker relies on."""
+    """Print or create the topics with the settings that the worker relies on, or give them more partitions."""
     from stream_worker import operate
 
-    operate.topics(apply, partitions, replication, kafka)
+    operate.topics(apply, partitions, replication, grow, kafka)
 
 
 @app.command(short_help="Is everything in place? What is wrong, what to do.")

@@ -25,8 +25,8 @@ class HealthServer:
     async def start(self) -> None:
         """Bind. Raises OSError when the port is taken."""
         app = web.Application()
-        app.router.add_get("/livez", lambda _: self._answer(self._live))
-        app.router.add_get("/readyz", lambda _: self._answer(self._ready))
+        app.router.add_get("/livez", self._livez)
+        app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/metrics", self._exposition)
         self._runner = web.AppRunner(app, access_log=None)
         await self._runner.setup()
@@ -39,10 +39,15 @@ class HealthServer:
         if self._runner is not None:
             await self._runner.cleanup()
 
-    @staticmethod
-    async def _answer(probe: Probe) -> web.Response:
-        why_not = probe()
-        return web.Response(text="\n".join(why_not) + "\n" if why_not else "ok\n", status=503 if why_not else 200)
+    async def _livez(self, _: web.Request) -> web.Response:
+        return _answer(self._live())
+
+    async def _readyz(self, _: web.Request) -> web.Response:
+        return _answer(self._ready())
 
     async def _exposition(self, _: web.Request) -> web.Response:
         return web.Response(body=self._metrics.text(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+
+
+def _answer(why_not: list[str]) -> web.Response:
+    return web.Response(text="\n".join(why_not) + "\n" if why_not else "ok\n", status=503 if why_not else 200)

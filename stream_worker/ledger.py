@@ -12,10 +12,11 @@ from __future__ import annotations
 import json
 from bisect import bisect_right
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from stream_worker.errors import ConfigError
 
-__all__ = ["Ledger", "Track", "decode_metadata", "encode_metadata"]
+__all__ = ["Committed", "Ledger", "Track", "decode_metadata", "encode_metadata"]
 
 
 class Track:
@@ -74,8 +75,9 @@ class Ledger:
     Until the records between W and P have been read again, the tracks do not know what they hold: W stays below `reached`.
     """
 
-    def __init__(self, start: int, processed: int, findings: int = 0) -> None:
+    def __init__(self, start: int, processed: int, findings: int = 0, partitions: int = 0) -> None:
         self.low, self.reached, self.processed, self.findings = start, start, processed, findings
+        self.partitions = partitions  # of the topic when the group began with this one
 
     def advance(self, processed: int) -> None:
         """Everything that records below `processed` gave rise to is published."""
@@ -91,22 +93,30 @@ class Ledger:
             if track.position is not None and track.position < findings:
                 findings = track.position
         self.low, self.findings = max(low, self.low), max(findings, self.findings)
-        return self.low, encode_metadata(self.processed, self.findings)
+        return self.low, encode_metadata(self.processed, self.findings, self.partitions)
 
 
-def encode_metadata(processed: int, findings: int) -> str:
+class Committed(NamedTuple):
+    """The metadata of a commit. partitions: of the topic when the group began with this one; 0: not told."""
+
+    processed: int
+    findings: int
+    partitions: int = 0
+
+
+def encode_metadata(processed: int, findings: int, partitions: int = 0) -> str:
     """JSON under 200 bytes (a commit of more than 4,096 kills the producer)."""
-    return json.dumps({"v": 1, "P": processed, "F": findings}, separators=(",", ":"))
+    return json.dumps({"v": 1, "P": processed, "F": findings, "N": partitions}, separators=(",", ":"))
 
 
-def decode_metadata(text: str, offset: int) -> tuple[int, int]:
-    """(P, F) of a commit; a commit without our metadata (made by a tool) counts as P = its offset, F unknown = 0."""
+def decode_metadata(text: str, offset: int) -> Committed:
+    """What a commit says; one without our metadata (made by a tool) counts as P = its offset, F unknown = 0."""
     if not text:
-        return offset, 0
+        return Committed(offset, 0)
     try:
         fields = json.loads(text)
-        return max(int(fields["P"]), offset), max(int(fields["F"]), 0)
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        return Committed(max(int(fields["P"]), offset), max(int(fields["F"]), 0), max(int(fields.get("N", 0)), 0))
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ConfigError(
             f"the committed offset {offset} carries metadata this worker cannot read ({text[:60]!r}): "
             "another program commits under the same consumer group; choose another group"

@@ -127,12 +127,12 @@ def alerts(kafka: str | None, web_port: int | None) -> None:
     run_alerts(settings, web_port)
 
 
-def topics(apply: bool, partitions: int, replication: int, kafka: str | None) -> None:
+def topics(apply: bool, partitions: int, replication: int, grow: int | None, kafka: str | None) -> None:
     """See `ecg-worker topics --help`."""
     from stream_worker.kafka import topics as topic_plan
 
     settings = load_settings(kafka=kafka)
-    for text in topic_plan.command(settings, security_of(settings), apply, partitions, replication):
+    for text in topic_plan.command(settings, security_of(settings), apply, partitions, replication, grow):
         print(text)
 
 

@@ -46,11 +46,12 @@ async def recover(broker: Broker, partition: int, settings: Settings, rules: Rul
     position = await broker.committed(partition)
     if position is None:
         return await _fresh(broker, partition, settings, rules)
-    processed, findings = decode_metadata(position.metadata, position.offset)
+    processed, findings, count = decode_metadata(position.metadata, position.offset)
+    count = count or broker.partitions(settings.chunks_topic)
     first, end = await broker.beginning_offset(partition), await broker.end_offset(partition)
     if position.offset > end:
         log.error("the log is shorter than what was read: it was made anew", partition=partition, W=position.offset, end=end)
-        return Recovered(Windower(partition, rules), Ledger(first, first), first, 0, None)
+        return Recovered(Windower(partition, rules), Ledger(first, first, 0, count), first, 0, None)
     processed = min(processed, end)
     latest: dict[RunKey, _Latest] = {}
     findings_end = findings
@@ -70,21 +71,33 @@ async def recover(broker: Broker, partition: int, settings: Settings, rules: Rul
         log.error("records lost to retention before they were read", partition=partition, first=lost[0], until=lost[1])
     log.info("partition recovered", partition=partition, W=position.offset, P=processed, F=findings, runs=len(windower.runs))
     start = max(position.offset, first)
-    return Recovered(windower, Ledger(start, processed, findings), start, findings_end, lost)
+    return Recovered(windower, Ledger(start, processed, findings, count), start, findings_end, lost)
 
 
 async def _fresh(broker: Broker, partition: int, settings: Settings, rules: Rules) -> Recovered:
-    """No commit yet: start where the settings say."""
-    end = await broker.end_offset(partition)
-    if settings.start == "latest":
+    """No commit yet: start where the settings say, but a partition that the topic did not have when the group began is read
+    from its beginning: what stands there was sent to this group."""
+    end, begin = await broker.end_offset(partition), settings.start
+    if begin != "earliest" and await _added(broker, partition):
+        begin = "earliest"
+    if begin == "latest":
         start = end
-    elif settings.start_ms is None:
+    elif begin == "earliest":
         start = await broker.beginning_offset(partition)
     else:
+        assert settings.start_ms is not None
         found = await broker.offset_at(partition, settings.start_ms)
         start = end if found is None else found
-    log.info("no committed offset", partition=partition, start=settings.start, offset=start)
-    return Recovered(Windower(partition, rules), Ledger(start, start), start, 0, None)
+    log.info("no committed offset", partition=partition, start=begin, offset=start)
+    return Recovered(
+        Windower(partition, rules), Ledger(start, start, 0, broker.partitions(settings.chunks_topic)), start, 0, None
+    )
+
+
+async def _added(broker: Broker, partition: int) -> bool:
+    """The first partition, which is as old as the group, tells how many there were."""
+    first = await broker.committed(0) if partition else None
+    return first is not None and 0 < decode_metadata(first.metadata, first.offset).partitions <= partition
 
 
 class _Latest(NamedTuple):

@@ -11,27 +11,31 @@ __all__ = ["Delay", "Share"]
 
 RATE = 2  # ms of windows that a stream may close in a ms of log time: a real one closes one
 BURST_MS = 60_000  # of windows that it may close at once, after a pause
+LATE_S = 30.0  # for which a delay counts
 _MANY = 1024  # streams, before those that owe nothing are forgotten
 
 
 class Delay:
     """How long records of a partition wait until they are taken, measured without looking at any wall clock: the time from
-    when an end of the log is heard of until it is reached, or for which it has not been reached yet."""
+    when an end of the log is heard of until it is reached, or for which it has not been reached yet. The longest of late
+    counts: while nothing is fetched the end is not heard of either, and who has just caught up seems not to lag."""
 
     def __init__(self) -> None:
         self._goal: int | None = None
-        self._since = self._last = 0.0
+        self._since = self._longest = self._at = 0.0
 
     def note(self, now: float, taken: int, end: int) -> None:
         """Records below `taken` have been taken, the log ends at `end`. now: seconds on any steady clock."""
-        if self._goal is None:
-            self._goal, self._since = end, now
-        elif taken >= self._goal:
-            self._goal, self._since, self._last = end, now, now - self._since
+        if self._goal is not None:
+            if taken < self._goal:
+                return
+            if now - self._since >= self._longest or now - self._at > LATE_S:
+                self._longest, self._at = now - self._since, now
+        self._goal, self._since = end, now
 
     def seconds(self, now: float) -> float:
-        """As last measured, and no less than the measurement under way."""
-        return max(self._last, now - self._since) if self._goal is not None else 0.0
+        """The longest of late, and no less than the measurement under way."""
+        return max(self._longest, now - self._since) if self._goal is not None else 0.0
 
 
 class Share:

@@ -20,7 +20,7 @@ import orjson
 from stream_worker.audit.facts import Due, Told, differences, due_of, pack, place_and_id, settle, told_by, unpack
 from stream_worker.audit.report import PartReport
 from stream_worker.errors import BadInput
-from stream_worker.ledger import decode_metadata
+from stream_worker.ledger import Committed, decode_metadata
 from stream_worker.records import Chunk, Closed, Event, Rejected, RunKey, Window
 from stream_worker.run import Rules
 from stream_worker.seam import Position, Record
@@ -66,7 +66,7 @@ class PartitionAudit:
     ) -> None:
         self.number, self.rules, self.start, self.end, self.topic = number, rules, start, end, topic
         self.low = commit.offset if commit else 0
-        self.processed, self.findings_from = decode_metadata(commit.metadata, commit.offset) if commit else (0, 0)
+        self.processed, self.findings_from, _ = decode_metadata(commit.metadata, commit.offset) if commit else Committed(0, 0)
         self.report = PartReport(number, start, self.low, self.processed, self.findings_from)
         self.next = start  # one past the last chunk record that was fed
         self._windower = Windower(number, rules)

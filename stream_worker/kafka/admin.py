@@ -9,14 +9,14 @@ import time
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from typing import Any
 
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, for_code
 
 from stream_worker.errors import BrokerUnavailable, ConfigError, WorkerError
 from stream_worker.seam import TopicState
 
-__all__ = ["closed", "connect_admin", "create_topics", "delete_topics", "describe_topics", "refusal"]
+__all__ = ["add_partitions", "closed", "connect_admin", "create_topics", "delete_topics", "describe_topics", "refusal"]
 
 _log = logging.getLogger(__name__)
 _RETRY_S = 0.5
@@ -115,6 +115,18 @@ async def delete_topics(
         for name, code, *_ in answer.topic_error_codes:
             if code:
                 raise ConfigError(f"topic {name} was not deleted: {for_code(code).__name__}")
+
+
+async def add_partitions(
+    bootstrap: str, topic: str, partitions: int, security: Mapping[str, Any] | None = None, timeout_s: float = 15.0
+) -> None:
+    """Let a topic grow to so many, and wait until they can be used. Raises ConfigError with what the cluster said."""
+    async with _admin(bootstrap, security, timeout_s) as admin:
+        await admin.create_partitions({topic: NewPartitions(partitions)}, timeout_ms=int(timeout_s * 1000))
+        while len((described := await admin.describe_topics([topic]))[0]["partitions"]) < partitions or not _has_leaders(
+            described[0]
+        ):
+            await asyncio.sleep(0.05)
 
 
 def _has_leaders(described: Mapping[str, Any]) -> bool:

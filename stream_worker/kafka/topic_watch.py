@@ -15,6 +15,7 @@ _log = logging.getLogger(__name__)
 _EVERY_S = 1.0
 _LIMIT_S = 3.0
 _DENIED_S, _AGAIN_S = 3.0, 0.3
+_GONE_S = 10.0
 
 
 class TopicWatch:
@@ -30,6 +31,7 @@ class TopicWatch:
     ) -> None:
         self.connected = False
         self._bootstrap, self._ask, self._failed = bootstrap, ask, failed
+        self._there: dict[str, float | None] = {}  # topics that were seen, and since when they are missed
         self._counts: dict[str, int] = dict.fromkeys(topics, 0)  # and others, once something is published to them
 
     def count(self, topic: str) -> int:
@@ -39,6 +41,7 @@ class TopicWatch:
     async def learn(self, limit_s: float) -> None:
         """Ask now."""
         self._counts.update(await self._ask(sorted(self._counts), limit_s))
+        self._there.update((topic, None) for topic, count in self._counts.items() if count)
         self.connected = True
 
     async def check(self, topic: str, limit_s: float, partition: int = 0) -> None:
@@ -55,12 +58,22 @@ class TopicWatch:
         if not 0 <= partition < self._counts[topic]:
             raise ConfigError(f"topic {topic} has no partition {partition}: ecg-worker topics --apply")
 
+    def _miss(self, now: float) -> None:
+        """A topic that was there is not: deleted, unless a broker that has just started denies it."""
+        for topic, count in self._counts.items():
+            if not count and topic in self._there:
+                since = self._there[topic] = self._there[topic] or now
+                if now - since > _GONE_S:
+                    where = f"topic {topic} is gone from {self._bootstrap}, it was deleted"
+                    self._failed(ConfigError(f"{where}: ecg-worker topics --apply makes it anew"))
+
     async def run(self) -> None:
         """Until cancelled."""
         while True:
             await asyncio.sleep(_EVERY_S)
             try:
                 await self.learn(_LIMIT_S)
+                self._miss(time.monotonic())
             except BrokerUnavailable as error:
                 if self.connected:
                     _log.warning("lost the broker at %s: %s", self._bootstrap, error)

@@ -14,13 +14,18 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from encoders.signal import WINDOW_MS
+from stream_worker.errors import ConfigError
+from stream_worker.run import Rules
 from stream_worker.seam import TopicState
 from stream_worker.settings import Settings
 
-__all__ = ["Applied", "TopicNames", "apply", "command", "differences", "inspect", "plan", "problems"]
+__all__ = ["Applied", "TopicNames", "apply", "command", "differences", "grow", "inspect", "plan", "problems", "reread_ms"]
 
 _HOUR_MS = 3_600_000
 _DAY_MS = 24 * _HOUR_MS
+_RULES = Rules()
+_REMEMBERED_MS = _RULES.memory_ms + _RULES.idle_ms  # for which the latest finding of a run may be needed
 _TIME_TYPE = "message.timestamp.type"
 _RETENTION = "retention.ms"
 _CLEANUP = "cleanup.policy"
@@ -62,13 +67,15 @@ def plan(partitions: int, replication: int, names: TopicNames = TopicNames()) ->
     ]
 
 
-def problems(found: Mapping[str, TopicState], names: TopicNames) -> list[str]:
+def problems(found: Mapping[str, TopicState], names: TopicNames, commit_interval_ms: int = 500) -> list[str]:
     """What keeps the worker from keeping its promises: each a sentence with its remedy; empty when all is well."""
     said = [f"topic {name} does not exist: ecg-worker topics --apply" for name in names if name not in found]
     chunks = found.get(names.chunks)
     if chunks is not None:
-        said += _chunk_problems(chunks)
+        said += _chunk_problems(chunks, reread_ms(commit_interval_ms))
         said += [_count_problem(chunks, found[name]) for name in (names.findings, names.dead_letters) if name in found]
+    if names.findings in found:
+        said.append(_findings_problem(found[names.findings]))
     said += [
         f"topic {name} has {_CLEANUP}={found[name].settings[_CLEANUP]}, so of several messages of one stream only the last "
         f"is kept: {_alter(name, _CLEANUP, 'delete')}"
@@ -81,7 +88,7 @@ def problems(found: Mapping[str, TopicState], names: TopicNames) -> list[str]:
 _NOTHING = TopicState("", 0, 0, {})
 
 
-def _chunk_problems(chunks: TopicState) -> list[str]:
+def _chunk_problems(chunks: TopicState, reread: int) -> list[str]:
     said = []
     time_type = chunks.settings.get(_TIME_TYPE, "CreateTime")
     if time_type != "LogAppendTime":
@@ -90,7 +97,12 @@ def _chunk_problems(chunks: TopicState) -> list[str]:
             f"{_alter(chunks.name, _TIME_TYPE, 'LogAppendTime')}"
         )
     kept_ms = int(chunks.settings.get(_RETENTION, -1))
-    if 0 <= kept_ms < _HOUR_MS:
+    if 0 <= kept_ms < reread:
+        said.append(
+            f"topic {chunks.name} keeps chunks for {kept_ms / 1000:g} s, and an open window may be {reread / 1000:g} s old (window, "
+            f"grace, idle time, commit interval): a restart would lose it. {_alter(chunks.name, _RETENTION, str(_DAY_MS))}"
+        )
+    elif 0 <= kept_ms < _HOUR_MS:
         said.append(
             f"topic {chunks.name} keeps chunks for {kept_ms / 60_000:g} min, too short to come back from an outage "
             f"(1 h is the least, 24 h is planned): {_alter(chunks.name, _RETENTION, str(_DAY_MS))}"
@@ -103,6 +115,21 @@ def _chunk_problems(chunks: TopicState) -> list[str]:
     return said
 
 
+def reread_ms(commit_interval_ms: int = 500) -> int:
+    """Log time that a restart re-reads at most: a window, the grace, the idle time, and one commit interval."""
+    return WINDOW_MS + _RULES.grace_ms + _RULES.idle_ms + commit_interval_ms
+
+
+def _findings_problem(findings: TopicState) -> str:
+    kept_ms = int(findings.settings.get(_RETENTION, -1))
+    if not 0 <= kept_ms < _REMEMBERED_MS:
+        return ""
+    return (
+        f"topic {findings.name} keeps findings for {kept_ms / 60_000:g} min, and a restart needs those of the last "
+        f"{_REMEMBERED_MS / 60_000:g} min to know what is published: {_alter(findings.name, _RETENTION, str(7 * _DAY_MS))}"
+    )
+
+
 def _count_problem(chunks: TopicState, other: TopicState) -> str:
     if other.partitions == chunks.partitions:
         return ""
@@ -110,8 +137,7 @@ def _count_problem(chunks: TopicState, other: TopicState) -> str:
         f"topic {other.name} has {other.partitions} partitions and {chunks.name} has {chunks.partitions}; they must be equal"
     )
     if other.partitions < chunks.partitions:
-        grow = f"kafka-topics.sh --bootstrap-server HOST --alter --topic {other.name} --partitions {chunks.partitions}"
-        return f"{counts}: {grow}"
+        return f"{counts}: ecg-worker topics --grow {chunks.partitions}"
     return f"{counts}, and partitions cannot be taken away: delete {other.name}, then ecg-worker topics --apply"
 
 
@@ -154,8 +180,27 @@ async def apply(settings: Settings, security: Mapping[str, Any] | None, partitio
     missing = [topic for topic in wanted if topic.name not in found]
     if missing:
         await kafka_admin.create_topics(settings.kafka, missing, security)
-    told = problems({**found, **{topic.name: topic for topic in missing}}, names)
+    told = problems({**found, **{topic.name: topic for topic in missing}}, names, settings.commit_interval_ms)
     return Applied(missing, [*told, *differences(found, plan(partitions, replication, names))])
+
+
+async def grow(settings: Settings, security: Mapping[str, Any] | None, partitions: int) -> list[str]:
+    """Give every topic at least so many partitions, the chunks last: nothing may arrive where no finding can go.
+
+    Returns what was done, in sentences. Raises ConfigError or BrokerUnavailable; what was done until then stays done.
+    """
+    from stream_worker.kafka import admin as kafka_admin
+
+    names = TopicNames.of(settings)
+    found = await kafka_admin.describe_topics(settings.kafka, names, security)
+    if missing := [name for name in names if name not in found]:
+        raise ConfigError(f"topic {missing[0]} does not exist: ecg-worker topics --apply")
+    done = []
+    for name in (names.findings, names.dead_letters, names.alerts, names.chunks):
+        if found[name].partitions < partitions:
+            await kafka_admin.add_partitions(settings.kafka, name, partitions, security)
+            done.append(f"topic {name}: {found[name].partitions} -> {partitions} partitions")
+    return done
 
 
 async def inspect(settings: Settings, security: Mapping[str, Any] | None) -> list[str]:
@@ -163,14 +208,23 @@ async def inspect(settings: Settings, security: Mapping[str, Any] | None) -> lis
     from stream_worker.kafka import admin as kafka_admin
 
     names = TopicNames.of(settings)
-    return problems(await kafka_admin.describe_topics(settings.kafka, names, security), names)
+    found = await kafka_admin.describe_topics(settings.kafka, names, security)
+    return problems(found, names, settings.commit_interval_ms)
 
 
 def command(
-    settings: Settings, security: Mapping[str, Any] | None, create: bool, partitions: int, replication: int
+    settings: Settings,
+    security: Mapping[str, Any] | None,
+    create: bool,
+    partitions: int,
+    replication: int,
+    more: int | None = None,
 ) -> list[str]:
-    """The lines that `ecg-worker topics` prints: the plan, or with `create` what was done and what differs."""
+    """The lines that `ecg-worker topics` prints: the plan, or with `create` what was done and what differs; or with `more`
+    partitions what has grown."""
     names = TopicNames.of(settings)
+    if more is not None:
+        return asyncio.run(grow(settings, security, more)) or [f"nothing to do: every topic has {more} partitions or more"]
     if not create:
         return [_described(topic) for topic in plan(partitions, replication, names)]
     done = asyncio.run(apply(settings, security, partitions, replication))

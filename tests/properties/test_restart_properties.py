@@ -76,6 +76,9 @@ class Log:
     async def fence(self, partition: int) -> None:
         """Nobody else writes here."""
 
+    def partitions(self, topic: str) -> int:
+        return 1
+
     async def committed(self, partition: int) -> Position | None:
         return self.position
 

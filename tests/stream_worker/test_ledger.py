@@ -67,9 +67,10 @@ def test_w_waits_until_what_was_read_before_has_been_read_again() -> None:
 def test_metadata() -> None:
     text = encode_metadata(2**62, 2**62)
     assert len(text) < 200
-    assert decode_metadata(text, 5) == (2**62, 2**62)
-    assert decode_metadata("", 5) == (5, 0)
-    assert decode_metadata(encode_metadata(3, 1), 5) == (5, 1)
+    assert decode_metadata(text, 5) == (2**62, 2**62, 0)
+    assert decode_metadata("", 5) == (5, 0, 0)
+    assert decode_metadata(encode_metadata(3, 1, 12), 5) == (5, 1, 12)
+    assert decode_metadata('{"v":1,"P":7,"F":1}', 5) == (7, 1, 0)  # of a version before
     for other in ("{", "null", '{"P": 1}', "someone else"):
         with pytest.raises(ConfigError, match="another group"):
             decode_metadata(other, 5)

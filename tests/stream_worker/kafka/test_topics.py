@@ -46,9 +46,12 @@ def test_every_missing_topic_is_named() -> None:
         (altered("ecg.chunks", retention_bytes="1000000"), "retention.bytes=-1"),
         (altered("ecg.chunks", cleanup_policy="compact,delete"), "only the last"),
         (altered("ecg.alerts", cleanup_policy="compact"), "only the last"),
-        (altered("ecg.findings", partitions=4), "--alter --topic ecg.findings --partitions 6"),
+        (altered("ecg.findings", partitions=4), "ecg-worker topics --grow 6"),
         (altered("ecg.findings", partitions=8), "delete ecg.findings"),
-        (altered("ecg.dead-letters", partitions=1), "--alter --topic ecg.dead-letters --partitions 6"),
+        (altered("ecg.dead-letters", partitions=1), "ecg-worker topics --grow 6"),
+        (altered("ecg.chunks", retention_ms="42499"), "an open window may be 42.5 s old"),
+        (altered("ecg.chunks", retention_ms="42500"), "too short to come back from an outage"),
+        (altered("ecg.findings", retention_ms="629999"), "needs those of the last 10.5 min"),
     ],
 )
 def test_each_problem_is_one_sentence_with_its_remedy(topic: TopicState, says: str) -> None:
