@@ -164,6 +164,34 @@ async def test_a_killed_stage_goes_on_with_the_episodes_it_had(settings: Setting
     told = {alert["id"]: alert for alert in (json.loads(record.value) for record in records)}
     assert told == {alert["id"]: alert for stream in streams for alert in expected(before[stream] + after[stream])}
     assert sum(alert["kind"] == "offset" for alert in told.values()) == len(streams)
+    assert "the episodes are there" in second.log.read_text(), "Faust ends its recovery in another way"
+
+
+async def test_no_finding_flows_while_the_recovery_ends(tmp_path: Path) -> None:
+    from stream_worker.alerting.alerts import build_app
+
+    app = build_app(Settings(_env_file=None), partitions=1, folder=tmp_path)
+    seen: list[tuple[str, bool]] = []
+
+    class Consumer:
+        """Notes what is asked of it, and whether Faust's queues are open then."""
+
+        def __getattr__(self, name: str) -> Any:
+            def note(*given: object) -> Any:
+                seen.append((name, app.flow_control.is_active()))
+                return set() if name == "assignment" else done() if name in ("wait_for_stopped_flow", "perform_seek") else None
+
+            return note
+
+    async def done() -> None:
+        """Nothing to wait for."""
+
+    app.flow_control.resume()
+    app.consumer = Consumer()
+    app.consumer_generation_id = 7
+    await app.tables.recovery.on_recovery_completed(8)  # a rebalance came in between: Faust does nothing more
+    assert seen[:2] == [("stop_flow", False), ("wait_for_stopped_flow", False)]
+    assert not app.flow_control.is_active()
 
 
 async def test_missing_topics_are_named(kafka: str) -> None:
