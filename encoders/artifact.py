@@ -27,6 +27,7 @@ from encoders.bank import BankError, LabelBank, TextModel
 from encoders.base import BackendUnavailable, Encoder, Floats
 from encoders.engine import EngineOptions
 from encoders.signal import FS, LEADS, WINDOW, Layout
+from encoders.whole import FUSED_COSINE
 
 __all__ = [
     "FORMAT",
@@ -89,12 +90,14 @@ class TrainingInfo(_Frozen):
 
 class Tolerances(_Frozen):
     """golden_cosine: the least cosine between the golden embedding and what a backend computes; golden_cosine_int8: in 8 bits.
-    fused_cosine: between what a fused graph and the step-by-step path compute with the same encoder, of any window.
+    fused_cosine: between what a fused graph and the step-by-step path compute with the same encoder, of any window; below it
+    a graph is not used. fused_probability: the most by which a probability differs then, in 32 bits, on recordings of people.
     """
 
     golden_cosine: float = Field(gt=0, le=1)
     golden_cosine_int8: float = Field(default=0.95, gt=0, le=1)
-    fused_cosine: float = Field(default=0.9999, gt=0, le=1)
+    fused_cosine: float = Field(default=FUSED_COSINE, gt=0, le=1)
+    fused_probability: float = Field(default=0.001, gt=0, le=1)
 
 
 class Manifest(_Frozen):

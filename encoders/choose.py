@@ -81,9 +81,12 @@ def _cpu(name: str, artifact: Artifact, threads: int | None, engine: EngineOptio
         artifact.read(INT8)
         path, serves_for = artifact.directory / INT8, digest
         digest = artifact.manifest.files[INT8].sha256
-    if not engine.calibrate:
-        return library(path, digest, threads, serves_for=serves_for)
-    return calibrated(lambda plan: library(path, digest, plan=plan, serves_for=serves_for), cores_of(threads))
+    if engine.calibrate:
+        encoder = calibrated(lambda plan: library(path, digest, plan=plan, serves_for=serves_for), cores_of(threads))
+    else:
+        encoder = library(path, digest, threads, serves_for=serves_for)
+    encoder.fused_cosine = artifact.manifest.tolerances.fused_cosine
+    return encoder
 
 
 def _torch_gpu() -> None:

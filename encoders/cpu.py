@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from encoders.base import Floats, Scored, check_windows
 from encoders.front import FrontError
 from encoders.signal import LEADS, WINDOW, SignalError
-from encoders.whole import check_whole
+from encoders.whole import FUSED_COSINE, check_whole
 
 __all__ = ["CpuEncoder", "Loaded", "Plan", "calibrated", "cores_of"]
 
@@ -81,6 +81,7 @@ class CpuEncoder:
                 f"found {[list(shape) for _, shape in inputs]} and {[list(shape) for _, shape in outputs]}"
             )
         self.dim = int(outputs[0][1][1] or 0)
+        self.fused_cosine = FUSED_COSINE
         self.refused: dict[int, str] = {}  # rates that no graph serves, and why
         self._fused: dict[int, Loaded] = {}
         self._building = threading.Lock()
@@ -117,7 +118,7 @@ class CpuEncoder:
         try:
             loaded = self._load(fused_graph(self._graph, fs_mhz).SerializeToString(), self.plan)
             self._fused[fs_mhz] = loaded
-            check_whole(self, fs_mhz)
+            check_whole(self, fs_mhz, self.fused_cosine)
         except (FrontError, ValueError) as error:
             self._fused.pop(fs_mhz, None)
             self.refused[fs_mhz] = str(error)

@@ -9,9 +9,9 @@ from encoders.base import WholeEncoder
 from encoders.preprocess import FLOOR, Calibrated, mixing, preprocess, stack
 from encoders.signal import Layout
 
-__all__ = ["LEAST_COSINE", "can_be_whole", "check_whole"]
+__all__ = ["FUSED_COSINE", "can_be_whole", "check_whole"]
 
-LEAST_COSINE = 0.9999  # of embeddings, a fused graph against the step-by-step path with the same encoder
+FUSED_COSINE = 0.9999  # unless a manifest says otherwise: least cosine of a fused graph with the step-by-step path
 
 
 def can_be_whole(calibrated: Calibrated, layout: Layout) -> bool:
@@ -19,7 +19,7 @@ def can_be_whole(calibrated: Calibrated, layout: Layout) -> bool:
     return calibrated.mv.shape[1] == layout.window and bool(calibrated.usable.any()) and not calibrated.filled.any()
 
 
-def check_whole(encoder: WholeEncoder, fs_mhz: int) -> None:
+def check_whole(encoder: WholeEncoder, fs_mhz: int, least_cosine: float = FUSED_COSINE) -> None:
     """Raises ValueError where the graph of a rate gives other embeddings than the steps."""
     layout = Layout(fs_mhz, ("I", "II", "V2"), (200.0, 100.0, 300.0), (0.0, 10.0, -5.0))
     counts = np.stack([_beats(layout, seed) for seed in range(2)])
@@ -29,8 +29,8 @@ def check_whole(encoder: WholeEncoder, fs_mhz: int) -> None:
     labels, bias = np.eye(2, encoder.dim, dtype=np.float32), np.zeros(2, dtype=np.float32)
     found = encoder.score(fs_mhz, counts, mix, least, labels, bias).embedding
     cosine = float((found * wanted).sum(axis=1).min())
-    if not cosine >= LEAST_COSINE:
-        raise ValueError(f"{layout.fs:g} Hz: cosine of {LEAST_COSINE} with the step-by-step path expected, found {cosine:.6f}")
+    if not cosine >= least_cosine:
+        raise ValueError(f"{layout.fs:g} Hz: cosine of {least_cosine} with the step-by-step path expected, found {cosine:.6f}")
 
 
 def _beats(layout: Layout, seed: int) -> NDArray[np.int16]:

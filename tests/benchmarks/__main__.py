@@ -18,6 +18,15 @@ TARGETS: dict[str, tuple[str, float, str]] = {
     "preprocess_360hz_vs_scipy": ("<=", 0.25, "preprocess from 360 Hz: the same"),
     "replay_paper_encoder": (">=", 0.85, "replay of 30 minutes: windows/s over the bare session's, paper-exact encoder"),
     "replay_default_encoder": (">=", 0.50, "the same with the default encoder"),
+    "replay_vs_fused": (">=", 0.90, "replay, default encoder: windows/s over the fused graph's alone"),
+    "fused_onnxruntime_decimated": (">=", 0.90, "12 leads at 500 Hz, counts to logits by one graph over the encoder alone"),
+    "fused_onnxruntime_plain": (">=", 0.90, "the same, paper-exact encoder"),
+    "fused_openvino_decimated": (">=", 0.90, "the same by OpenVINO, default encoder"),
+    "fused_openvino_plain": (">=", 0.90, "the same, paper-exact encoder"),
+    "int8_onnxruntime_plain": (">=", 2.5, "counts to logits, paper-exact encoder: windows/s in 8 bits over 32"),
+    "int8_onnxruntime_decimated": ("", 0.0, "the same, default encoder"),
+    "int8_openvino_plain": ("", 0.0, "the same by OpenVINO, paper-exact encoder"),
+    "int8_openvino_decimated": ("", 0.0, "the same, default encoder"),
     "worker_vs_getmany": (">=", 0.50, "whole worker through Kafka, null scorer: chunks/s over a bare getmany loop"),
     "worker_fast_vs_getmany": (">=", 0.50, "the same by the client of the extra fast, against the same loop"),
     "exactly_once_vs_at_least_once": (">=", 0.85, "the default client: chunks/s delivered exactly once over at least once"),
@@ -36,7 +45,7 @@ TARGETS: dict[str, tuple[str, float, str]] = {
     "base_install_mb": ("<=", 320.0, "base install, MB"),
     "help_s": ("<=", 0.5, "ecg-worker --help, s"),
 }
-MODULES = ("windower", "preprocess", "replay", "kafka", "ingest", "training", "gpu", "install")
+MODULES = ("windower", "preprocess", "fused", "replay", "kafka", "ingest", "training", "gpu", "install")
 
 
 def main() -> None:

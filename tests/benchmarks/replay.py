@@ -9,7 +9,9 @@ import numpy as np
 
 from encoders.artifact import Artifact
 from encoders.bank import LabelBank
-from encoders.base import Encoder
+from encoders.base import Encoder, WholeEncoder
+from encoders.engine import EngineOptions
+from encoders.preprocess import FLOOR, mixing, preprocess, stack
 from encoders.recordings import read_recording
 from stream_worker.records import Window
 from stream_worker.replay import findings, windows
@@ -22,15 +24,17 @@ SHARED = Path(os.environ.get("ECG_SHARED", Path(__file__).resolve().parents[3] /
 
 
 def measure() -> dict[str, float]:
-    """Windows/s of replay over the bare session's, default and paper-exact encoder. Empty without recordings."""
+    """Windows/s of replay over the bare session's and over the fused graph's, default and paper-exact encoder. Empty without
+    recordings."""
     record = SHARED / "ecg" / "long" / "mitdb" / "100"
     if not record.with_suffix(".hea").exists():
         return {}
     recording = read_recording(record)
     model = Artifact.load(load_settings().artifact_dir())
     out = {}
-    with model.open() as encoder:
+    with model.open(engine=EngineOptions(calibrate=True)) as encoder:
         out["replay_default_encoder"] = against_bare(recording, encoder, model.bank())
+        out["replay_vs_fused"] = against_fused(recording, encoder, model.bank())
     with paper_encoder() as encoder:
         bank = model.bank()
         out["replay_paper_encoder"] = against_bare(
@@ -42,7 +46,7 @@ def measure() -> dict[str, float]:
 def against_bare(recording: object, encoder: Encoder, bank: LabelBank, rounds: int = 5) -> float:
     scorer = Scorer(encoder, bank)
     events = list(windows(recording, "100", "1", Rules()))  # type: ignore[arg-type]
-    arrays = np.stack([scorer.prepare(e)[0].x for e in events if isinstance(e, Window)])
+    arrays = stack([preprocess(e.samples, e.layout) for e in events if isinstance(e, Window)])
 
     def replayed() -> None:
         assert len(list(findings(windows(recording, "100", "1", Rules()), scorer, 32))) == 181  # type: ignore[arg-type]
@@ -52,6 +56,28 @@ def against_bare(recording: object, encoder: Encoder, bank: LabelBank, rounds: i
             encoder.encode(arrays[at : at + 32])
 
     return 1 / ratio(replayed, bare, rounds)
+
+
+def against_fused(recording: object, encoder: Encoder, bank: LabelBank, rounds: int = 5) -> float:
+    """Over the graph alone, on counts that lie ready."""
+    assert isinstance(encoder, WholeEncoder)
+    scorer = Scorer(encoder, bank)
+    events = [e for e in windows(recording, "100", "1", Rules()) if isinstance(e, Window)]  # type: ignore[arg-type]
+    layout = events[0].layout
+    assert encoder.serves(layout.fs_mhz)
+    counts = np.stack([e.samples for e in events if e.samples.shape[1] == layout.window])
+    n = len(counts)
+    mix, least = np.stack([mixing(layout, (True,) * 2)[0]] * n), np.full((n, 1, 1), FLOOR[layout.unit], dtype=np.float32)
+
+    def replayed() -> None:
+        assert len(list(findings(windows(recording, "100", "1", Rules()), scorer, 32))) == 181  # type: ignore[arg-type]
+
+    def fused() -> None:
+        for at in range(0, n, 32):
+            part = slice(at, at + 32)
+            encoder.score(layout.fs_mhz, counts[part], mix[part], least[part], *bank.weights)
+
+    return 1 / ratio(replayed, fused, rounds)
 
 
 def paper_encoder() -> Encoder:

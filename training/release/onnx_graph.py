@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 from torch import nn
 
+from encoders.fused import Nodes
 from encoders.model import DECIMATION, NORM_FLOOR, Decimate, EcgEncoder, fold
 from encoders.signal import LEADS, WINDOW
 
@@ -23,24 +24,17 @@ IR_VERSION = 9
 HALF_FROM = 1024  # elements; smaller tensors (biases, the decimation filter) stay float32
 
 
-class _Graph:
-    """Collects nodes and initializers; each method returns the name of its output."""
+class _Graph(Nodes):
+    """half: large weights are stored as float16."""
 
     def __init__(self, half: bool) -> None:
-        self.nodes: list[Any] = []
-        self.weights: list[Any] = []
+        super().__init__()
         self.half = half
-
-    def op(self, kind: str, name: str, *inputs: str, **attributes: Any) -> str:
-        self.nodes.append(helper.make_node(kind, list(inputs), [name], name=name, **attributes))
-        return name
 
     def weight(self, name: str, values: np.ndarray[Any, Any]) -> str:
         if not self.half or values.dtype != np.float32 or values.size < HALF_FROM:
-            self.weights.append(numpy_helper.from_array(values, name))
-            return name
-        self.weights.append(numpy_helper.from_array(values.astype(np.float16), name + ".f16"))
-        return self.op("Cast", name, name + ".f16", to=TensorProto.FLOAT)
+            return super().weight(name, values)
+        return self.op("Cast", name, super().weight(name + ".f16", values.astype(np.float16)), to=TensorProto.FLOAT)
 
     def conv(self, name: str, conv: object, x: str) -> str:
         assert isinstance(conv, nn.Conv2d)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,18 @@ from training.evaluation.metrics import aurocs, enough
 from training.learning.trainee import Trainee
 from training.release.onnx_graph import encoder_graph
 
-__all__ = ["LEAST_COSINE", "MOST_LOSS", "S8S8", "U8S8", "Form", "QuantizeError", "check_auroc", "int8_graph", "int8_logits"]
+__all__ = [
+    "LEAST_COSINE",
+    "MOST_LOSS",
+    "S8S8",
+    "U8S8",
+    "Form",
+    "QuantizeError",
+    "check_auroc",
+    "int8_graph",
+    "int8_logits",
+    "quantized",
+]
 
 LEAST_COSINE = 0.98  # median over held-out windows; below it calibration and thresholds of the float model do not carry over
 MOST_LOSS = 0.003  # of macro AUROC against float32, on records that no weight was fitted on
@@ -86,9 +97,9 @@ def int8_graph(
     """
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "encoder.fp32.onnx", Path(folder) / form.file
-        source.write_bytes(_marked(encoder_graph(encoder, half=False)))
+        source.write_bytes(exact_graph := encoder_graph(encoder, half=False))
         seen = [x for name in LEAD_SETS for x in _windows(train, WINDOWS // len(LEAD_SETS), name, seed)]
-        _quantize(source, target, seen, form)
+        target.write_bytes(quantized(exact_graph, seen, form))
         measured: dict[str, Any] = {"windows": 0, "median_cosine": {}, "least_cosine": {}}
         with _open(source) as exact, _open(target) as rough:
             for name in LEAD_SETS:
@@ -168,7 +179,8 @@ def _marked(graph: bytes) -> bytes:
     return bytes(model.SerializeToString(deterministic=True))
 
 
-def _quantize(source: Path, target: Path, seen: list[Floats], form: Form) -> None:
+def quantized(graph: bytes, seen: Sequence[Floats], form: Form) -> bytes:
+    """graph: float32, of `encoder_graph`. seen: batches (B, 12, 5000) that the ranges of activations are taken from."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
@@ -179,17 +191,21 @@ def _quantize(source: Path, target: Path, seen: list[Floats], form: Form) -> Non
             x = next(self.rest, None)
             return None if x is None else {"x": x}
 
-    quantize_static(
-        source,
-        target,
-        Reader(),
-        quant_format=QuantFormat.QDQ,
-        activation_type=QuantType[form.activations],
-        weight_type=QuantType.QInt8,
-        per_channel=True,
-        nodes_to_exclude=["decimate"],
-        **form.settings,
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder) / "exact.onnx", Path(folder) / form.file
+        source.write_bytes(_marked(graph))
+        quantize_static(
+            source,
+            target,
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            activation_type=QuantType[form.activations],
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            nodes_to_exclude=["decimate"],
+            **form.settings,
+        )
+        return target.read_bytes()
 
 
 def _ranges(graph: bytes) -> dict[str, list[float]]:
