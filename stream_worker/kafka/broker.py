@@ -26,7 +26,7 @@ from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError, Of
 from stream_worker.errors import BrokerUnavailable
 from stream_worker.kafka.admin import closed, connect_admin, refusal
 from stream_worker.kafka.sentences import unread
-from stream_worker.kafka.topic_watch import TopicWatch
+from stream_worker.kafka.topic_watch import JOINING, TopicWatch
 from stream_worker.kafka.writer import METADATA_AGE_MS, KafkaWriter
 from stream_worker.seam import Headers, OffsetLost, OnPartitions, Outgoing, Position, Record
 
@@ -109,13 +109,29 @@ class KafkaBroker:
                 self._common, self._topics, self._publish_timeout_s, self._request_timeout_s, self._spawn
             )
             await self._bounded(self._writer.ready(), deadline - time.monotonic(), "the producer")
-            self._consumer = self._new_consumer(group_id=self._group)
-            self._consumer.subscribe([self._chunks], listener=_Listener(self, on_assigned, on_revoked))
-            await self._bounded(self._consumer.start(), deadline - time.monotonic(), f"joining group {self._group}")
+            await self._join(_Listener(self, on_assigned, on_revoked), deadline)
         except BaseException:
             await self.stop()
             raise
         self._spawn(self._topics.run())
+
+    async def _join(self, listener: _Listener, deadline: float) -> None:
+        """A group whose members come and go all the time lets nobody in for a while: as long as the cluster answers that is
+        no reason to end, up to a point."""
+        last = deadline + JOINING * self._start_timeout_s
+        while True:
+            consumer = self._consumer = self._new_consumer(group_id=self._group)
+            consumer.subscribe([self._chunks], listener=listener)
+            try:
+                await self._bounded(consumer.start(), deadline - time.monotonic(), f"joining group {self._group}")
+                return
+            except BrokerUnavailable as error:
+                if time.monotonic() > last:
+                    raise
+                _log.warning("%s: once more", error)
+            await _ended(consumer, "consumer")
+            await self._topics.learn(self._request_timeout_s)
+            deadline = time.monotonic() + self._start_timeout_s
 
     async def stop(self) -> None:
         on_revoked, self._on_revoked = self._on_revoked, None
@@ -135,9 +151,7 @@ class KafkaBroker:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         if consumer is not None:
-            await closed(consumer.stop(), "consumer")
-            # A fetch that failed just now ends the client's own stop() half way: its connections are still open then.
-            await closed(consumer._client.close(), "consumer's connections")
+            await _ended(consumer, "consumer")
         if writer is not None:
             await writer.close()
         if admin is not None:
@@ -287,7 +301,7 @@ class KafkaBroker:
                 if time.monotonic() - heard > self._request_timeout_s:
                     raise unread(topic, partition, place, end, self._bootstrap)
         finally:
-            await closed(reader.stop(), "reader")
+            await _ended(reader, "reader")
 
     # Writing
 
@@ -402,6 +416,12 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
         except Exception as error:
             _log.error("a rebalance callback failed for partitions %s: %r", sorted(partitions), error)
             self._broker._failure = error
+
+
+async def _ended(consumer: AIOKafkaConsumer, what: str) -> None:
+    await closed(consumer.stop(), what)
+    # A fetch that failed just now ends the client's own stop() half way: its connections are still open then.
+    await closed(consumer._client.close(), f"{what}'s connections")
 
 
 def _record(record: Any) -> Record:

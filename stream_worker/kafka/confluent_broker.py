@@ -28,7 +28,7 @@ from stream_worker.kafka.confluent_writer import Transaction, Writer
 from stream_worker.kafka.lane import Lane
 from stream_worker.kafka.librdkafka import REFUSED, Questions, configuration, refusal
 from stream_worker.kafka.sentences import unread
-from stream_worker.kafka.topic_watch import TopicWatch
+from stream_worker.kafka.topic_watch import JOINING, TopicWatch
 from stream_worker.seam import Fenced, Headers, OffsetLost, OnPartitions, Outgoing, Position, Record
 
 __all__ = ["ConfluentBroker"]
@@ -104,9 +104,13 @@ class ConfluentBroker:
             self._writer = Writer(self._common, self._publish_timeout_s)
             config = reading(self._common, self._group)
             self._reader = Reader(config, self._chunks, self._session_timeout_s, self._on_taken, self._on_given)
+            last = deadline + JOINING * self._start_timeout_s
             while not self._joined:
-                if time.monotonic() > deadline:
+                if time.monotonic() > last:
                     raise BrokerUnavailable(f"joining group {self._group}: {self._bootstrap} did not let us in in time")
+                if time.monotonic() > deadline:
+                    await self._topics.learn(self._request_timeout_s)
+                    deadline = time.monotonic() + self._start_timeout_s
                 _, errors = await self._in("read", self._reader.consume, None, _CONSUME_S, 1)
                 self._heed(errors)
         except BaseException:
