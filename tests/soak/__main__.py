@@ -59,7 +59,7 @@ def soak(minutes: float, workers: int, streams: int, partitions: int, client: st
             crew.recovered(partitions)
             for world in (direct, second):
                 _settle(world)
-            memory = crew.held()
+            grown = crew.grown()
         finally:
             crew.dismiss()
         reports = [_audit(world) for world in (direct, second)]
@@ -71,9 +71,10 @@ def soak(minutes: float, workers: int, streams: int, partitions: int, client: st
         "faults": sum(faults.values()), "kinds": dict(faults), "lost": counts["missing"] + counts["missing_letters"],
         "doubled": counts["doubled"] + counts["doubled_letters"], "differing": counts["differing"], "audit": counts,
         "consistent": all(report["consistent"] for report in reports), "pending": sum(report["pending"] for report in reports),
-        "died": crew.died,
+        "died": crew.died, "items": [item for report in reports for item in report["items"][:5]],
         "recover_s": {"median": round(statistics.median(recovered), 1), "most": round(max(recovered), 1)},
-        "memory_growth": round(crew.growth, 3), "memory_mb": memory,
+        "memory_growth": round(max((growth for _, growth in grown), default=0.0), 3),
+        "memory": [{"lived_s": lived, "growth": round(growth, 3)} for lived, growth in grown],
     }  # fmt: skip
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from statistics import median
 
 import numpy as np
 
@@ -20,13 +23,12 @@ __all__ = ["Crew"]
 
 RECOVER_LIMIT_S = 90.0
 LONG_S = 14.0  # longer than the session: the group goes on without a worker that is stopped for so long
-WARM_S = 120.0  # a worker has met every stream and a full batch by then
+WARM_S, WEIGHED_S = 120, 60  # a worker has met every stream and a full batch by then; memory is that of the middle of a minute
 
 
 class Crew:
     """`size` workers on one consumer group behind a proxy, and a witness: a worker of a group of its own that is never killed,
-    and meets all other faults. `died`: workers that ended unasked, with the end of their log. `growth`: of a worker's memory
-    since it was warm, by the most it ever held (the kernel's own count), the largest share.
+    and meets all other faults. `died`: workers that ended unasked, with the end of their log.
     """
 
     def __init__(
@@ -35,13 +37,12 @@ class Crew:
         self.services, self.proxy, self.world, self.size = services, proxy, world, size
         self.workers: list[Worker] = []
         self.died: list[str] = []
-        self.growth = 0.0
         self._bank = artifact.bank()
         self._rng = np.random.default_rng([seed, 23])
-        self._began: dict[Worker, float] = {}
-        self._warm: dict[Worker, int] = {}
+        self._weights: dict[Worker, list[int]] = {}
         self.publish_bank()
         self.witness = self._started(aside)
+        threading.Thread(target=self._weigh, name="scales", daemon=True).start()
         for _ in range(size):
             self.hire()
         self.faults: dict[str, Callable[[], None]] = {
@@ -68,8 +69,23 @@ class Crew:
 
     def _started(self, world: World) -> Worker:
         worker = Worker(world, ())
-        self._began[worker] = time.monotonic()
+        self._weights[worker] = []
         return worker
+
+    def _weigh(self) -> None:
+        """Every worker once a second."""
+        while True:
+            for worker, weights in list(self._weights.items()):
+                with contextlib.suppress(OSError, StopIteration):  # it has ended
+                    weights.append(_resident_kb(worker))
+            time.sleep(1)
+
+    def grown(self) -> list[tuple[int, float]]:
+        """(seconds lived, growth) of each worker that lived on for a minute, the witness first: what was resident in the middle
+        of its last minute over what was in its first minute as a warm one, less 1."""
+        lived = [weights for weights in self._weights.values() if len(weights) > WARM_S + 2 * WEIGHED_S]
+        warm = [median(weights[WARM_S : WARM_S + WEIGHED_S]) for weights in lived]
+        return [(len(w), median(w[-WEIGHED_S:]) / first - 1) for w, first in zip(lived, warm, strict=True)]
 
     def publish_bank(self) -> None:
         """The same labels with another scale: another digest."""
@@ -141,7 +157,7 @@ class Crew:
         raise AssertionError(f"not recovered within {RECOVER_LIMIT_S:g} s: {why}")
 
     def look_after(self) -> None:
-        """Replace who ended unasked, weigh the others."""
+        """Replace who ended unasked."""
         for worker in list(self.workers):
             code = worker.process.poll()
             if code is not None:
@@ -150,10 +166,6 @@ class Crew:
                 self.hire()
         if self.witness.process.poll() is not None:
             raise AssertionError(f"the witness ended: {self.witness.log[-1500:]}")
-        for worker in (self.witness, *self.workers):
-            if time.monotonic() - self._began[worker] > WARM_S:
-                now = _most_kb(worker)
-                self.growth = max(self.growth, now / self._warm.setdefault(worker, now) - 1)
 
     def dismiss(self) -> None:
         """All of them, in order."""
@@ -161,17 +173,12 @@ class Crew:
             self._ended(worker, signal.SIGTERM)
         self.workers.clear()
 
-    def held(self) -> dict[str, int]:
-        """MB that the witness held at most: when it was warm, and until now."""
-        return {"warm": self._warm.get(self.witness, 0) >> 10, "now": _most_kb(self.witness) >> 10}
-
 
 def _read(worker: Worker) -> int:
     """Partitions that it owns, has recovered and reads."""
     return worker.get("/metrics")[1].count("\necg_lag_records{") if worker.get("/readyz")[0] == 200 else -1000
 
 
-def _most_kb(worker: Worker) -> int:
-    """The most memory that was ever resident, kB. What is reclaimed from an idle worker and comes back is no growth."""
+def _resident_kb(worker: Worker) -> int:
     with open(f"/proc/{worker.process.pid}/status") as status:
-        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+        return next(int(line.split()[1]) for line in status if line.startswith("VmRSS"))

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.protocol.admin import CreatePartitionsRequest
 
@@ -179,6 +179,23 @@ async def test_absent_broker_is_named_within_the_limit(client: str) -> None:
         await Rebalances().start(broker)
     assert 1.0 < time.monotonic() - begun < 6.0
     assert not broker.connected
+
+
+async def test_a_group_that_lets_nobody_in_at_first_is_asked_again(kafka: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    start, tries = AIOKafkaConsumer.start, list[AIOKafkaConsumer]()
+
+    async def late(consumer: AIOKafkaConsumer) -> None:
+        tries.append(consumer)
+        await (asyncio.Event().wait() if len(tries) == 1 else start(consumer))
+
+    world = await KafkaWorld(kafka).create(2)
+    monkeypatch.setattr(AIOKafkaConsumer, "start", late)
+    broker = await Rebalances().start(world.broker(start_timeout_s=4.0))
+    try:
+        assert len(tries) == 2
+        assert broker.assigned == {0, 1}
+    finally:
+        await broker.stop()
 
 
 async def test_an_oversized_message_is_refused_and_the_next_goes_through(world: KafkaWorld) -> None:
