@@ -275,8 +275,11 @@ class KafkaBroker:
                         raise
                     await asyncio.sleep(_RETRY_S)
                 else:
-                    at = found.get(tp)
-                    return None if at is None or at.offset < 0 else Position(at.offset, at.metadata or "")
+                    # The client overlooks a group's error (a coordinator that has just started loads): nothing is told then,
+                    # which must not be taken for a group that has committed nothing.
+                    if tp in found:
+                        return None if found[tp].offset < 0 else Position(found[tp].offset, found[tp].metadata or "")
+                    await asyncio.sleep(_RETRY_S)
 
         return await self._bounded(ask(), self._request_timeout_s, f"commits of group {self._group}")
 
