@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 TOP := stream_worker encoders training tests deploy
 
-.PHONY: help .venv demo test check bench soak fuzz lock proto clean
+.PHONY: help .venv demo test check bench soak fuzz peers lock proto clean
 help:            ## this list
 	@grep -hE '^[a-z.]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ \t/'
 
@@ -48,6 +48,11 @@ fuzz: .venv/.dev  ## inputs that break a reader: N executions a target, SECONDS 
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --target build/atheris --require-hashes -r requirements/fuzz.txt \
 		|| echo "no atheris for this machine: hypothesis alone"
 	PYTHONPATH=build/atheris $(BIN)/python -m tests.fuzz --runs $(N) --seconds $(SECONDS)
+
+peers: .venv/.dev  ## other stream libraries at the windows job, beside the worker
+	test -x build/peers/bin/python || $(BIN)/uv venv --quiet build/peers
+	$(BIN)/uv pip install --quiet --python build/peers/bin/python --require-hashes -r requirements/peers.txt
+	$(BIN)/python -m tests.benchmarks peers
 
 lock: .venv/.uv  ## renew the hashed requirements
 	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header --quiet -o requirements/base.txt

@@ -38,6 +38,19 @@ TARGETS: dict[str, tuple[str, float, str]] = {
     "ingest_bare_us": ("", 0.0, "CPU time of a chunk, us: the bare loop"),
     "ingest_us": ("", 0.0, "the same: to closed windows, default client"),
     "ingest_fast_us": ("", 0.0, "the same: to closed windows, extra fast"),
+    "ingest_vs_faust": (">=", 5.0, "Kafka to closed windows, a CPU second: the default client over a Faust agent"),
+    "ingest_fast_vs_faust": (">=", 5.0, "the same: extra fast over a Faust agent"),
+    "ingest_vs_quix": (">=", 1.0, "the same: the default client over quixstreams with its own state"),
+    "ingest_fast_vs_quix": (">=", 1.0, "the same: extra fast over quixstreams with its own state"),
+    "ingest_vs_quix_plain": (">=", 1.0, "the same: the default client over quixstreams with a plain dict"),
+    "ingest_fast_vs_quix_plain": (">=", 1.0, "the same: extra fast over quixstreams with a plain dict"),
+    "chunk_cost_12000_vs_100": ("<=", 1.25, "cost of a chunk in steady state: 12,000 streams over 100"),
+    "chunk_cost_1000_vs_100": ("<=", 1.25, "the same: 1,000 streams over 100"),
+    "start_us": ("", 0.0, "first chunk of a new stream, us"),
+    "starts_20000_s": ("", 0.0, "20,000 streams start at once, s"),
+    "run_kb": ("", 0.0, "resident memory of an open run of 12 leads and 500 Hz, kB"),
+    "run_kb_ratio": ("<=", 1.25, "the same: a run of 4,000 over a run of 1,000"),
+    "first_finding_s": ("<=", 5.0, "start of the worker to its first finding on a CPU, s"),
     "training_vs_bare": (">=", 0.80, "training loop: records/s over bare forward and backward passes on synthetic batches"),
     "gpu_torch_plain_512": (">=", 0.35, "torch on a GPU, paper-exact encoder, batch 512, host to host: share of the floor"),
     "gpu_tensorrt_plain_512": (">=", 0.60, "TensorRT on a GPU: the same"),
@@ -45,7 +58,7 @@ TARGETS: dict[str, tuple[str, float, str]] = {
     "base_install_mb": ("<=", 320.0, "base install, MB"),
     "help_s": ("<=", 0.5, "ecg-worker --help, s"),
 }
-MODULES = ("windower", "preprocess", "fused", "replay", "kafka", "ingest", "training", "gpu", "install")
+MODULES = ("windower", "preprocess", "fused", "replay", "kafka", "ingest", "peers", "scale", "training", "gpu", "install")
 
 
 def main() -> None:
