@@ -98,10 +98,11 @@ class Windower:
 
     def push(self, chunk: Chunk, offset: int, timestamp_ms: int) -> list[Event]:
         """One decoded chunk. Its samples (C, n) are copied; the log's first copy of a sample wins."""
-        if timestamp_ms > self.clock_ms:
-            self.clock_ms = timestamp_ms
+        clock = self.clock_ms
+        if timestamp_ms > clock:
+            clock = self.clock_ms = timestamp_ms
         idle = self._idle
-        may_end = self.memory or (idle and self.clock_ms - idle[0][0] > self.rules.idle_ms)
+        may_end = self.memory or (idle and clock - idle[0][0] > self.rules.idle_ms)
         events = self.underway = self.tick(timestamp_ms) if may_end else []
         key, layout, first, samples, last = chunk
         end = first + samples.shape[1]
