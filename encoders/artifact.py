@@ -25,9 +25,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from encoders import preprocess as chain
 from encoders.bank import BankError, LabelBank, TextModel
 from encoders.base import BackendUnavailable, Encoder, Floats
-from encoders.engine import EngineOptions
+from encoders.engine.plans import EngineOptions
+from encoders.graph.whole import FUSED_COSINE
 from encoders.signal import FS, LEADS, WINDOW, Layout
-from encoders.whole import FUSED_COSINE
 
 __all__ = [
     "FORMAT",

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from encoders.base import BackendUnavailable, DeviceLost, Encoder
 from encoders.cpu import calibrated, cores_of
-from encoders.engine import EngineOptions
-from encoders.engine_cuda import OutOfMemory, probe
+from encoders.engine.cuda_calls import OutOfMemory, probe
+from encoders.engine.plans import EngineOptions
 from encoders.onnx_backend import OnnxEncoder
 
 if TYPE_CHECKING:

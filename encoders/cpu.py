@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from encoders.base import Floats, Scored, check_windows
-from encoders.front import FrontError
+from encoders.graph.front import FrontError
+from encoders.graph.whole import FUSED_COSINE, check_whole
 from encoders.signal import LEADS, WINDOW, SignalError
-from encoders.whole import FUSED_COSINE, check_whole
 
 __all__ = ["CpuEncoder", "Loaded", "Plan", "calibrated", "cores_of"]
 
@@ -113,7 +113,7 @@ class CpuEncoder:
         if len(self._fused) >= RATES:
             self.refused[fs_mhz] = f"{RATES} rates have a graph already"
             return
-        from encoders.fused import fused_graph
+        from encoders.graph.fused import fused_graph
 
         try:
             loaded = self._load(fused_graph(self._graph, fs_mhz).SerializeToString(), self.plan)

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from encoders import preprocess
 from encoders.base import BackendUnavailable, Encoder, Floats, Scored, check_windows
-from encoders.engine import EngineOptions, PlanCache, PlanRefused, Precision, Recipe, Source, default_cache, ingredients
-from encoders.engine_build import BuildError, build, library_of, load_library
-from encoders.engine_cuda import Cuda, Gpu, OutOfMemory, probe
-from encoders.engine_run import Engine
-from encoders.whole import check_whole
+from encoders.engine.build import BuildError, build, library_of, load_library
+from encoders.engine.cuda_calls import Cuda, Gpu, OutOfMemory, probe
+from encoders.engine.plans import EngineOptions, PlanCache, PlanRefused, Precision, Recipe, Source, default_cache, ingredients
+from encoders.engine.run import Engine
+from encoders.graph.whole import check_whole
 
 if TYPE_CHECKING:
     from encoders.artifact import Artifact
@@ -170,7 +170,7 @@ def source_of(artifact: Artifact, precision: Precision, fs_mhz: int | None = Non
         return Source(digest, lambda: artifact.read(name))
 
     def graph() -> bytes:
-        from encoders.fused import fused_graph
+        from encoders.graph.fused import fused_graph
 
         return bytes(fused_graph(artifact.read(name), fs_mhz, planes=True).SerializeToString())
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from encoders.base import DeviceLost, Floats, check_windows
-from encoders.engine_cuda import OutOfMemory
-from encoders.engine_lanes import Arrays, Lanes
+from encoders.engine.cuda_calls import OutOfMemory
+from encoders.engine.lanes import Arrays, Lanes
 from encoders.model import EcgEncoder, EncoderConfig, fold
 from encoders.signal import LEADS, WINDOW
 

@@ -12,7 +12,7 @@ from encoders.artifact import Artifact, ArtifactError
 from encoders.base import BackendUnavailable, DeviceLost, Encoder
 from encoders.choose import choose
 from encoders.cpu import CpuEncoder
-from encoders.engine import EngineOptions
+from encoders.engine.plans import EngineOptions
 from stream_worker.errors import AcceleratorLost, ArtifactRefused, ConfigError
 from stream_worker.settings import Settings
 from stream_worker.telemetry import Metrics

@@ -15,9 +15,9 @@ from rich.table import Table
 
 from encoders.artifact import Artifact
 from encoders.base import BackendUnavailable, Encoder
-from encoders.engine import PlanRefused, Recipe, Source
-from encoders.engine_build import BuildError, library_of
-from encoders.front import FrontError
+from encoders.engine.build import BuildError, library_of
+from encoders.engine.plans import PlanRefused, Recipe, Source
+from encoders.graph.front import FrontError
 from encoders.signal import LEADS, WINDOW
 from encoders.tensorrt_backend import Planner, recipe_of, source_of
 from stream_worker.backend import opened

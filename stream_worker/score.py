@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from encoders import preprocess as chain
 from encoders.bank import Label, LabelBank, rests_on_amplitude
 from encoders.base import Encoder, Floats, WholeEncoder
+from encoders.graph.whole import can_be_whole
 from encoders.quality import Looked, Quality, assess, look
 from encoders.signal import LEADS, WINDOW, Layout, lead_names
-from encoders.whole import can_be_whole
 from stream_worker.records import Closed, Finding, Window, identity
 
 __all__ = ["Options", "Ready", "Scorer", "assessability"]

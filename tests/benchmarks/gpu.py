@@ -23,10 +23,10 @@ from rich.console import Console
 from rich.table import Table
 
 from encoders.base import BackendUnavailable, DeviceLost
-from encoders.engine import Recipe, Source
-from encoders.engine_build import BuildError, library_of
-from encoders.engine_cuda import Cuda, OutOfMemory, probe
-from encoders.engine_run import Engine
+from encoders.engine.build import BuildError, library_of
+from encoders.engine.cuda_calls import Cuda, OutOfMemory, probe
+from encoders.engine.plans import Recipe, Source
+from encoders.engine.run import Engine
 from encoders.model import EcgEncoder, EncoderConfig, fold
 from encoders.signal import LEADS, WINDOW
 from encoders.tensorrt_backend import CONSTANTS, FUSED, Planner
@@ -176,7 +176,7 @@ def tensorrt_rows(model: EcgEncoder) -> list[tuple[str, int, Any, float]]:
 
 def cases(graph: bytes, dim: int) -> list[tuple[str, bytes, Recipe, Callable[[int], dict[str, Any]], frozenset[str]]]:
     """(name, graph, recipe, inputs of a batch, constant inputs)."""
-    from encoders.fused import fused_graph
+    from encoders.graph.fused import fused_graph
 
     rng, n = np.random.default_rng(0), len(LEADS)
     labels = rng.standard_normal((LABELS, dim), dtype=np.float32)

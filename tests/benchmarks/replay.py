@@ -10,7 +10,7 @@ import numpy as np
 from encoders.artifact import Artifact
 from encoders.bank import LabelBank
 from encoders.base import Encoder, WholeEncoder
-from encoders.engine import EngineOptions
+from encoders.engine.plans import EngineOptions
 from encoders.preprocess import FLOOR, mixing, preprocess, stack
 from encoders.recordings import read_recording
 from stream_worker.records import Window

@@ -17,14 +17,14 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from encoders.base import DeviceLost
-from encoders.engine import Recipe
-from encoders.engine_cuda import CaptureRefused, OutOfMemory
+from encoders.engine.cuda_calls import CaptureRefused, OutOfMemory
+from encoders.engine.plans import Recipe
 
 POISON = 0xFF  # float32 of it is not a number
 
 
 class HostCuda:
-    """As `encoders.engine_cuda.Cuda`. limit: bytes of "device" memory. events: what was asked for, in order."""
+    """As `encoders.engine.cuda_calls.Cuda`. limit: bytes of "device" memory. events: what was asked for, in order."""
 
     def __init__(self, limit: int = 1 << 40, records: bool = True) -> None:
         self.limit, self.records = limit, records

@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from encoders.engine import Recipe
-from encoders.engine_build import BuildError, build, configure, library_of, load_library, logger, parse
+from encoders.engine.build import BuildError, build, configure, library_of, load_library, logger, parse
+from encoders.engine.plans import Recipe
 from encoders.tensorrt_backend import FUSED
 
 TYPE = re.compile(r"Datatype: (\w+)")

@@ -13,8 +13,8 @@ from encoders import choose as chooser
 from encoders.artifact import Artifact, ArtifactError
 from encoders.base import BackendUnavailable, DeviceLost
 from encoders.choose import ORDER, choose
-from encoders.engine import EngineOptions
-from encoders.engine_cuda import Gpu, OutOfMemory
+from encoders.engine.cuda_calls import Gpu, OutOfMemory
+from encoders.engine.plans import EngineOptions
 
 SHIPPED = Path(__file__).resolve().parents[2] / "deploy" / "model"
 

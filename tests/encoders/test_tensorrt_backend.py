@@ -18,9 +18,9 @@ import torch
 from encoders import preprocess as chain
 from encoders import tensorrt_backend
 from encoders.base import BackendUnavailable, Encoder, WholeEncoder
-from encoders.engine import EngineOptions, PlanCache, Precision, Recipe, Source
-from encoders.engine_build import BuildError
-from encoders.engine_cuda import Gpu
+from encoders.engine.build import BuildError
+from encoders.engine.cuda_calls import Gpu
+from encoders.engine.plans import EngineOptions, PlanCache, Precision, Recipe, Source
 from encoders.model import EcgEncoder, EncoderConfig
 from encoders.signal import Layout
 from encoders.tensorrt_backend import FUSED, Planner, TensorRtEncoder, open_tensorrt, recipe_of, source_of
@@ -199,8 +199,8 @@ def test_plans_of_tensorrt_rtx_outlive_a_driver(monkeypatch: pytest.MonkeyPatch,
 def test_the_driver_is_asked_before_any_library_is_loaded() -> None:
     code = (
         "import sys\nfrom encoders.base import BackendUnavailable\nfrom encoders.tensorrt_backend import open_tensorrt\n"
-        "from encoders.engine import EngineOptions\n"
-        "import encoders.engine_cuda as c\nc.ctypes.CDLL = lambda name: (_ for _ in ()).throw(OSError(name))\n"
+        "from encoders.engine.plans import EngineOptions\n"
+        "import encoders.engine.cuda_calls as c\nc.ctypes.CDLL = lambda name: (_ for _ in ()).throw(OSError(name))\n"
         "try: open_tensorrt(None, EngineOptions())\nexcept BackendUnavailable as error: print(error)\n"
         "print([m for m in sys.modules if 'tensorrt' in m and 'encoders' not in m or m.startswith(('torch', 'cuda'))])"
     )
@@ -210,7 +210,7 @@ def test_the_driver_is_asked_before_any_library_is_loaded() -> None:
 
 
 def fused(encoder: bytes) -> bytes:
-    from encoders.fused import fused_graph
+    from encoders.graph.fused import fused_graph
 
     return bytes(fused_graph(encoder, 250_000, planes=True).SerializeToString())
 

@@ -111,7 +111,9 @@ def chunk(data: bytes) -> None:
         key = b"s"
     found = _decoder()(key, data)
     again = Decoder()(key, data)  # has learnt nothing from earlier inputs
-    assert found[:3] == again[:3] and found.last == again.last and np.array_equal(found.samples, again.samples)
+    assert found[:3] == again[:3]
+    assert found.last == again.last
+    assert np.array_equal(found.samples, again.samples)
     assert found.samples.dtype == np.int16
     assert found.samples.shape[0] == len(found.layout.leads)
     assert 0 <= found.first < found.first + found.samples.shape[1] <= 1 << 53

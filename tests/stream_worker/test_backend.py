@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 from encoders.artifact import ArtifactError
 from encoders.base import BackendUnavailable, DeviceLost
 from encoders.choose import Choice
-from encoders.engine import EngineOptions
+from encoders.engine.plans import EngineOptions
 from stream_worker import backend
 from stream_worker.backend import opened
 from stream_worker.errors import AcceleratorLost, ArtifactRefused, ConfigError

@@ -13,7 +13,7 @@ import onnx
 from onnx import TensorProto, helper
 from torch import nn
 
-from encoders.fused import Nodes
+from encoders.graph.fused import Nodes
 from encoders.model import DECIMATION, NORM_FLOOR, Decimate, EcgEncoder, fold
 from encoders.signal import LEADS, WINDOW
 

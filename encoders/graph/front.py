@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from encoders import filters
 from encoders.filters import DECIMATION, MARGIN, resample, resampler
-from encoders.local import LocalError, LocalOperator, responses
+from encoders.graph.local import LocalError, LocalOperator, responses
 from encoders.signal import FS, WINDOW, WINDOW_MS
 
 __all__ = ["SLOW_FS", "Front", "FrontError", "front_of"]
@@ -27,7 +27,6 @@ __all__ = ["SLOW_FS", "Front", "FrontError", "front_of"]
 Floats = NDArray[np.float32]
 SLOW_FS = 100  # Hz, of the band-passed signal that quality and scale are taken from
 STEP = FS // SLOW_FS
-REACH = 12  # samples of either rate that the resampler sees to one side, and some more
 REACH = 12  # samples of either rate that the resampler sees to one side, and some more
 SHORT, SPAN, NEAR, AHEAD, SEEN = 1500, 50, 16, 24, 64  # of `_decimation`: samples of a short signal at 500 Hz; at 100 Hz, those
 #   of a block, to each side that an output sees, before the first output of the middle, and that the outputs near an end see

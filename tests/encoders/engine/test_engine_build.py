@@ -14,14 +14,14 @@ import onnx
 import pytest
 import torch
 
-from encoders import engine_build
 from encoders.base import BackendUnavailable
-from encoders.engine_build import load_library
+from encoders.engine import build as engine_build
+from encoders.engine.build import load_library
 from encoders.model import EcgEncoder, EncoderConfig
 from encoders.torch_backend import HalfEncoder, TorchEncoder, from_onnx
 from training.release.onnx_graph import encoder_graph
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 rtx = pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="needs TensorRT-RTX: pip install tensorrt-rtx")
 
 
@@ -83,7 +83,7 @@ def test_fp32_stays_as_the_file_says(graph: Path) -> None:
 @rtx
 @pytest.mark.parametrize("fs_mhz", [360_000, 500_000])
 def test_the_graph_from_counts_builds_with_byte_planes(graph: Path, fs_mhz: int, tmp_path: Path) -> None:
-    from encoders.fused import fused_graph
+    from encoders.graph.fused import fused_graph
 
     path = tmp_path / "fused.onnx"
     path.write_bytes(fused_graph(graph.read_bytes(), fs_mhz, planes=True).SerializeToString())

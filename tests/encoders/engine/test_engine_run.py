@@ -12,9 +12,9 @@ import torch
 from onnx import TensorProto, helper
 
 from encoders.base import BackendUnavailable, DeviceLost, Encoder, Floats
-from encoders.engine import Recipe
-from encoders.engine_lanes import Lanes, bucket_of
-from encoders.engine_run import Engine
+from encoders.engine.lanes import Lanes, bucket_of
+from encoders.engine.plans import Recipe
+from encoders.engine.run import Engine
 from encoders.model import EcgEncoder, EncoderConfig
 from encoders.onnx_backend import OnnxEncoder
 from encoders.signal import SignalError
@@ -229,7 +229,7 @@ def test_labels_are_copied_when_they_change_and_not_otherwise() -> None:
 def test_the_graph_from_counts_runs_on_the_lanes_as_on_onnx_runtime(graph: bytes) -> None:
     import onnxruntime as ort
 
-    from encoders.fused import fused_graph
+    from encoders.graph.fused import fused_graph
 
     rng, recipe = np.random.default_rng(1), Recipe(profiles=((1, 2),), ranges=FUSED)
     n, samples = 3, 3600

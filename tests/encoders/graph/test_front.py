@@ -9,9 +9,9 @@ import pytest
 
 from encoders.base import Floats
 from encoders.filters import to_band
-from encoders.front import FrontError, front_of
-from encoders.fused import decimation, front_graph, fused_graph
-from encoders.local import LocalError, LocalOperator
+from encoders.graph.front import FrontError, front_of
+from encoders.graph.fused import decimation, front_graph, fused_graph
+from encoders.graph.local import LocalError, LocalOperator
 from encoders.model import Decimate
 from encoders.preprocess import FLOOR, calibrate, mixing, prepare
 from encoders.signal import LEADS, Layout

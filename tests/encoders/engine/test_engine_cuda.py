@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from encoders import engine_cuda
 from encoders.base import BackendUnavailable, DeviceLost
-from encoders.engine_cuda import CaptureRefused, Cuda, Gpu, OutOfMemory, probe
+from encoders.engine import cuda_calls as engine_cuda
+from encoders.engine.cuda_calls import CaptureRefused, Cuda, Gpu, OutOfMemory, probe
 
 
 def driver(init: int = 0, devices: int = 1, attribute: int = 0) -> Any:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from encoders.base import BackendUnavailable
-from encoders.engine import Recipe
+from encoders.engine.plans import Recipe
 
 __all__ = ["BuildError", "build", "configure", "library_of", "load_library", "parse"]
 

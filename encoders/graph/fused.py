@@ -22,8 +22,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from encoders.front import STEP, Front, front_of
-from encoders.local import LocalOperator
+from encoders.graph.front import STEP, Front, front_of
+from encoders.graph.local import LocalOperator
 from encoders.signal import LEADS, WINDOW
 
 __all__ = ["BAND", "INPUTS", "OUTPUTS", "Nodes", "decimation", "front_graph", "fused_graph"]

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from encoders.base import BackendUnavailable, DeviceLost
-from encoders.engine import Recipe
-from encoders.engine_build import logger
-from encoders.engine_cuda import CaptureRefused, OutOfMemory
-from encoders.engine_lanes import PIECE, Arrays, Lanes
+from encoders.engine.build import logger
+from encoders.engine.cuda_calls import CaptureRefused, OutOfMemory
+from encoders.engine.lanes import PIECE, Arrays, Lanes
+from encoders.engine.plans import Recipe
 
 __all__ = ["Engine"]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from encoders.engine import PlanCache, PlanRefused, Recipe, default_cache, ingredients, key_of
+from encoders.engine.plans import PlanCache, PlanRefused, Recipe, default_cache, ingredients, key_of
 
 PARTS = ingredients("onnx", Recipe(), "tensorrt 11.4.0", "9.0", "580.159.03")
 

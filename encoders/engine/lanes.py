@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from encoders.base import DeviceLost
-from encoders.engine_cuda import OutOfMemory
+from encoders.engine.cuda_calls import OutOfMemory
 
 __all__ = ["Arrays", "Lane", "Lanes", "bucket_of"]
 

@@ -1,0 +1,1 @@
+"""TensorRT engines: what they are made of, their plans, and how they run on a GPU."""

@@ -1,0 +1,1 @@
+"""Recorded counts to scores as one ONNX graph a rate, made from the filters themselves."""
