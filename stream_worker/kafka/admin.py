@@ -11,9 +11,17 @@ from typing import Any
 
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import KafkaError, for_code
+from aiokafka.errors import (
+    ClusterAuthorizationFailedError,
+    GroupAuthorizationFailedError,
+    KafkaError,
+    TopicAuthorizationFailedError,
+    TransactionalIdAuthorizationFailed,
+    for_code,
+)
 
 from stream_worker.errors import BrokerUnavailable, ConfigError, WorkerError
+from stream_worker.kafka.sentences import denied
 from stream_worker.seam import TopicState
 
 __all__ = ["add_partitions", "closed", "connect_admin", "create_topics", "delete_topics", "describe_topics", "refusal"]
@@ -21,12 +29,25 @@ __all__ = ["add_partitions", "closed", "connect_admin", "create_topics", "delete
 _log = logging.getLogger(__name__)
 _RETRY_S = 0.5
 _CLOSE_LIMIT_S = 10.0
+_RIGHTS = {  # operation, "" as the caller says; kind of resource
+    TopicAuthorizationFailedError: ("", "topic"),
+    GroupAuthorizationFailedError: ("Read", "group"),
+    TransactionalIdAuthorizationFailed: ("Write", "transactional-id"),
+}
 
 
-def refusal(error: KafkaError, bootstrap: str) -> WorkerError:
-    """Waiting mends the retriable ones; the others are a matter of configuration or rights."""
-    kind = BrokerUnavailable if error.retriable else ConfigError
-    return kind(f"broker {bootstrap}: {type(error).__name__}: {error}")
+def refusal(error: KafkaError, where: str, doing: str = "Read") -> WorkerError:
+    """Waiting mends the retriable ones; the others are a matter of configuration or rights. `doing`: to a topic."""
+    right = _RIGHTS.get(type(error))
+    if right is not None:
+        operation, kind = right
+        given = error.args[0] if error.args else "?"
+        name = ", ".join(sorted(given)) if isinstance(given, set | frozenset | list | tuple) else str(given)
+        return denied(operation or doing, kind, name, where)
+    if isinstance(error, ClusterAuthorizationFailedError):  # what a producer hears that may write to no topic at all
+        return ConfigError(f"broker {where}: no right to Write any topic; the worker needs it for findings and dead letters")
+    kind_of = BrokerUnavailable if error.retriable else ConfigError
+    return kind_of(f"broker {where}: {type(error).__name__}: {error}")
 
 
 async def closed(closing: Coroutine[Any, Any, None], what: str, limit_s: float = _CLOSE_LIMIT_S) -> None:

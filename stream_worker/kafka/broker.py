@@ -21,11 +21,17 @@ from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
-from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError, OffsetOutOfRangeError
+from aiokafka.errors import (
+    CommitFailedError,
+    IllegalStateError,
+    KafkaError,
+    OffsetOutOfRangeError,
+    TopicAuthorizationFailedError,
+)
 
 from stream_worker.errors import BrokerUnavailable
 from stream_worker.kafka.admin import closed, connect_admin, refusal
-from stream_worker.kafka.sentences import unread
+from stream_worker.kafka.sentences import denied, place, unread
 from stream_worker.kafka.topic_watch import JOINING, TopicWatch
 from stream_worker.kafka.writer import METADATA_AGE_MS, KafkaWriter
 from stream_worker.seam import Headers, OffsetLost, OnPartitions, Outgoing, Position, Record
@@ -67,7 +73,7 @@ class KafkaBroker:
         request_timeout_s: float = 15.0,
         session_timeout_s: float = 10.0,
     ) -> None:
-        self._bootstrap = bootstrap
+        self._bootstrap = place(bootstrap, security or {})  # as it is named in messages
         self._group = group
         self._chunks = chunks
         self._common = {"bootstrap_servers": bootstrap, "client_id": client_id, **(security or {})}
@@ -79,7 +85,7 @@ class KafkaBroker:
         self._consumer: AIOKafkaConsumer | None = None
         self._writer: KafkaWriter | None = None
         self._on_revoked: OnPartitions | None = None
-        self._topics = TopicWatch(bootstrap, (chunks, findings, dead_letters), self._count_partitions, self._fail)
+        self._topics = TopicWatch(self._bootstrap, (chunks, findings, dead_letters), self._count_partitions, self._fail)
         self._assigned: frozenset[int] = frozenset()
         self._next: dict[int, int] = {}
         self._paused: set[int] = set()
@@ -294,7 +300,8 @@ class KafkaBroker:
             end: int | None = None  # of the log, not of what is settled: a transaction that is open holds the latter down
             heard, place = time.monotonic(), -1
             while end is None or place < end:
-                for record in (await reader.getmany(timeout_ms=20 if end is None else 200)).get(tp, ()):
+                waiting = reader.getmany(timeout_ms=20 if end is None else 200)
+                for record in (await self._bounded(waiting, self._request_timeout_s, f"reading {topic}")).get(tp, ()):
                     end = end or reader.highwater(tp)
                     if record.offset < end:
                         yield _record(record), tuple(record.headers)
@@ -335,6 +342,9 @@ class KafkaBroker:
 
     async def _count_partitions(self, topics: Sequence[str], limit_s: float) -> dict[str, int]:
         described = await self._bounded(self._administrator().describe_topics(list(topics)), limit_s, "topics")
+        for topic in described:
+            if topic["error_code"] == TopicAuthorizationFailedError.errno:
+                raise denied("Describe", "topic", topic["topic"], self._bootstrap)
         return {topic["topic"]: len(topic["partitions"]) for topic in described}
 
     def _fail(self, error: BaseException) -> None:

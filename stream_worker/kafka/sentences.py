@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
-from stream_worker.errors import BrokerUnavailable
+from collections.abc import Mapping
+from typing import Any
 
-__all__ = ["unread"]
+from stream_worker.errors import BrokerUnavailable, ConfigError
+
+__all__ = ["denied", "place", "unread"]
+
+
+def place(bootstrap: str, security: Mapping[str, Any]) -> str:
+    """Where, and as whom."""
+    user = security.get("sasl_plain_username") or security.get("sasl.username")
+    return f"{bootstrap}, as User:{user}" if user else bootstrap
+
+
+def denied(operation: str, kind: str, name: str, where: str) -> ConfigError:
+    """kind: topic, group or transactional-id. where: what `place` gives."""
+    who = where.rpartition(" as ")[2] if " as " in where else "User:NAME"
+    return ConfigError(
+        f"broker {where}: no right to {operation} {kind} {name}: kafka-acls.sh --bootstrap-server HOST --add "
+        f"--allow-principal {who} --operation {operation} --{kind} {name}"
+    )
 
 
 def unread(topic: str, partition: int, place: int, end: int | None, bootstrap: str) -> BrokerUnavailable:

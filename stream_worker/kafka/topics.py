@@ -99,8 +99,8 @@ def _chunk_problems(chunks: TopicState, reread: int) -> list[str]:
     kept_ms = int(chunks.settings.get(_RETENTION, -1))
     if 0 <= kept_ms < reread:
         said.append(
-            f"topic {chunks.name} keeps chunks for {kept_ms / 1000:g} s, and an open window may be {reread / 1000:g} s old (window, "
-            f"grace, idle time, commit interval): a restart would lose it. {_alter(chunks.name, _RETENTION, str(_DAY_MS))}"
+            f"topic {chunks.name} keeps chunks for {kept_ms / 1000:g} s, and an open window may be {reread / 1000:g} s old "
+            f"(window, grace, idle, commit interval): a restart would lose it. {_alter(chunks.name, _RETENTION, str(_DAY_MS))}"
         )
     elif 0 <= kept_ms < _HOUR_MS:
         said.append(

@@ -25,6 +25,7 @@ from aiokafka.errors import (
 )
 
 from stream_worker.errors import BrokerUnavailable
+from stream_worker.kafka import sentences
 from stream_worker.kafka.admin import closed, refusal
 from stream_worker.kafka.topic_watch import TopicWatch
 from stream_worker.seam import Fenced, Outgoing, Position
@@ -50,7 +51,11 @@ class KafkaWriter:
         request_timeout_s: float,
         spawn: Callable[[Coroutine[Any, Any, None]], None],
     ) -> None:
-        self._common, self._bootstrap, self._topics = dict(common), str(common["bootstrap_servers"]), topics
+        self._common, self._bootstrap, self._topics = (
+            dict(common),
+            sentences.place(str(common["bootstrap_servers"]), common),
+            topics,
+        )
         self._publish_timeout_s, self._request_timeout_s, self._spawn = publish_timeout_s, request_timeout_s, spawn
         self._producer: AIOKafkaProducer | None = None
         self._transactional: dict[int, AIOKafkaProducer] = {}
@@ -90,7 +95,7 @@ class KafkaWriter:
             producer, self._producer = self._producer, None
             if producer is not None:
                 self._retire(producer)
-            raise error if isinstance(error, BrokerUnavailable) else refusal(error, self._bootstrap) from error
+            raise error if isinstance(error, BrokerUnavailable) else refusal(error, self._bootstrap, "Write") from error
 
     async def fence(self, group: str, chunk: TopicPartition) -> None:
         """See `seam.Broker.fence`. The client's start waits until the former owner's transaction has ended."""
@@ -101,7 +106,7 @@ class KafkaWriter:
             async with self._limited(self._request_timeout_s, f"fencing {named}"):
                 producer = await self._start(transactional_id=named)
         except _REFUSED as error:
-            raise refusal(error, self._bootstrap) from error
+            raise refusal(error, self._bootstrap, "Write") from error
         except KafkaError as error:  # a broken connection, or two that fence at once, are not called retriable
             raise BrokerUnavailable(f"fencing {named} at {self._bootstrap}: {error!r}") from error
         if self._turns[chunk.partition] != turn:  # let go, or fenced again, while it started
@@ -124,7 +129,7 @@ class KafkaWriter:
                 await producer.commit_transaction()
         except _REFUSED as error:
             self.let_go([chunk.partition])
-            raise refusal(error, self._bootstrap) from error
+            raise refusal(error, self._bootstrap, "Write") from error
         except (KafkaError, BrokerUnavailable, AssertionError) as error:  # the last: of a client whose own task has died
             self.let_go([chunk.partition])
             raise Fenced(chunk.partition, repr(error)) from error
