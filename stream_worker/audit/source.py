@@ -95,8 +95,9 @@ class KafkaSource:
         found = await self._bounded(
             self._admin.list_consumer_group_offsets(group, partitions=[tp]), f"commits of group {group}"
         )
-        at = found.get(tp)
-        return None if at is None or at.offset < 0 else Position(at.offset, at.metadata or "")
+        if tp not in found:  # the client overlooks an error that stands for the whole group
+            raise BrokerUnavailable(f"commits of group {group}: its coordinator does not tell them yet")
+        return None if found[tp].offset < 0 else Position(found[tp].offset, found[tp].metadata or "")
 
     async def read(self, topic: str, partition: int, start: int, end: int) -> AsyncIterator[Record]:
         tp, consumer = TopicPartition(topic, partition), self._consumer
