@@ -21,7 +21,7 @@ from tests.processes import Worker, World
 
 __all__ = ["Crew"]
 
-RECOVER_LIMIT_S = 90.0
+RECOVER_LIMIT_S = 240.0
 LONG_S = 14.0  # longer than the session: the group goes on without a worker that is stopped for so long
 WARM_S, WEIGHED_S = 120, 60  # a worker has met every stream and a full batch by then; memory is that of the middle of a minute
 

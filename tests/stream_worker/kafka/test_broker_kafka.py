@@ -7,6 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
@@ -194,6 +195,27 @@ async def test_a_group_that_lets_nobody_in_at_first_is_asked_again(kafka: str, m
     try:
         assert len(tries) == 2
         assert broker.assigned == {0, 1}
+    finally:
+        await broker.stop()
+
+
+async def test_a_coordinator_that_tells_nothing_yet_is_asked_again(kafka: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that has just started answers with an error for the whole group, which aiokafka overlooks: it gives no offsets then.
+    A worker that took it for a group without commits would publish everything anew."""
+    ask, asked = AIOKafkaAdminClient.list_consumer_group_offsets, list[str]()
+
+    async def silent(admin: AIOKafkaAdminClient, group: str, **options: Any) -> Any:
+        asked.append(group)
+        return {} if len(asked) == 1 else await ask(admin, group, **options)
+
+    world = await KafkaWorld(kafka).create(2)
+    broker = await Rebalances().start(world.broker())
+    try:
+        await broker.commit({0: Position(0, "here")})
+        monkeypatch.setattr(AIOKafkaAdminClient, "list_consumer_group_offsets", silent)
+        assert await broker.committed(0) == Position(0, "here")
+        assert len(asked) == 2
+        assert await broker.committed(1) is None
     finally:
         await broker.stop()
 
