@@ -30,6 +30,21 @@ TARGETS: dict[str, tuple[str, float, str]] = {
     "worker_vs_getmany": (">=", 0.50, "whole worker through Kafka, null scorer: chunks/s over a bare getmany loop"),
     "worker_fast_vs_getmany": (">=", 0.50, "the same by the client of the extra fast, against the same loop"),
     "exactly_once_vs_at_least_once": (">=", 0.85, "the default client: chunks/s delivered exactly once over at least once"),
+    **{
+        f"{name}_{ms}ms_{partitions}": (
+            *((">=", 0.85) if (name, ms, partitions) == ("exactly_once", 500, 4) else ("", 0.0)),
+            f"{text}, commits every {ms} ms, {partitions} partitions",
+        )
+        for partitions in (4, 12, 32)
+        for ms in (100, 250, 500, 1000)
+        for name, text in (
+            ("exactly_once", "chunks/s exactly once over at least once"),
+            ("worker", "cores of the worker, more than at least once"),
+            ("broker", "cores of the broker, more than at least once"),
+        )
+    },
+    "takeover_over_session_s": ("<=", 5.0, "kill -9 to the survivor's first new record, beyond the session timeout, s"),
+    "reread_s": ("<=", 42.5, "the same: log time that is read again, s"),
     "worker_with_preprocessing_vs_getmany": ("", 0.0, "the same with preprocessing and quality, only the encoder null"),
     "ingest_vs_getmany": (">=", 0.75, "bytes on Kafka to closed windows: chunks/s over a bare getmany loop"),
     "ingest_fast_vs_ingest": (">=", 1.6, "the same by the client of the extra fast, over the default client"),
