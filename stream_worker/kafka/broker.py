@@ -32,7 +32,8 @@ from aiokafka.errors import (
 from stream_worker.errors import BrokerUnavailable
 from stream_worker.kafka.admin import closed, connect_admin, refusal
 from stream_worker.kafka.sentences import denied, place, unread
-from stream_worker.kafka.topic_watch import JOINING, TopicWatch
+from stream_worker.kafka.joining import JOINING, ask_once
+from stream_worker.kafka.topic_watch import TopicWatch
 from stream_worker.kafka.writer import METADATA_AGE_MS, KafkaWriter
 from stream_worker.seam import Headers, OffsetLost, OnPartitions, Outgoing, Position, Record
 
@@ -42,6 +43,7 @@ _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 _RETRY_S = 0.5
+_ASSIGNORS = 2  # sticky; range where a worker has the other client
 # One request is under way per node at a time, so a fetch that waits for an idle partition keeps a busy one waiting too.
 _FETCH_WAIT_MS = 50
 # The largest batch of a topic (1 MiB unless it says otherwise) must fit whole: what does not is sent, and thrown away. More is
@@ -126,7 +128,7 @@ class KafkaBroker:
         no reason to end, up to a point."""
         last = deadline + JOINING * self._start_timeout_s
         while True:
-            consumer = self._consumer = self._new_consumer(group_id=self._group)
+            consumer = self._consumer = ask_once(self._new_consumer(group_id=self._group), _ASSIGNORS)
             consumer.subscribe([self._chunks], listener=listener)
             try:
                 await self._bounded(consumer.start(), deadline - time.monotonic(), f"joining group {self._group}")
@@ -172,7 +174,7 @@ class KafkaBroker:
             enable_auto_commit=False,
             auto_offset_reset="none",
             isolation_level="read_committed",
-            partition_assignment_strategy=(sticky, RangePartitionAssignor),  # the second where a worker has the other client
+            partition_assignment_strategy=(sticky, RangePartitionAssignor),
             session_timeout_ms=int(self._session_timeout_s * 1000),
             heartbeat_interval_ms=int(self._session_timeout_s * 1000 / 3),
             request_timeout_ms=int(self._request_timeout_s * 1000),

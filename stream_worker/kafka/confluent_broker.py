@@ -25,10 +25,11 @@ from stream_worker.errors import BrokerUnavailable
 from stream_worker.kafka.admin import closed
 from stream_worker.kafka.confluent_reader import BackReader, Consumed, Reader, reading
 from stream_worker.kafka.confluent_writer import Transaction, Writer
+from stream_worker.kafka.joining import JOINING
 from stream_worker.kafka.lane import Lane
 from stream_worker.kafka.librdkafka import REFUSED, Questions, configuration, refusal
 from stream_worker.kafka.sentences import unread
-from stream_worker.kafka.topic_watch import JOINING, TopicWatch
+from stream_worker.kafka.topic_watch import TopicWatch
 from stream_worker.seam import Fenced, Headers, OffsetLost, OnPartitions, Outgoing, Position, Record
 
 __all__ = ["ConfluentBroker"]

@@ -9,10 +9,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from stream_worker.errors import BrokerUnavailable, ConfigError, WorkerError
 
-__all__ = ["JOINING", "TopicWatch"]
+__all__ = ["TopicWatch"]
 
 _log = logging.getLogger(__name__)
-JOINING = 4  # times as long as a start may take, for a group that lets nobody in though the cluster answers
 _EVERY_S = 1.0
 _LIMIT_S = 3.0
 _DENIED_S, _AGAIN_S = 3.0, 0.3
