@@ -31,8 +31,8 @@ from aiokafka.errors import (
 
 from stream_worker.errors import BrokerUnavailable
 from stream_worker.kafka.admin import closed, connect_admin, refusal
-from stream_worker.kafka.sentences import denied, place, unread
 from stream_worker.kafka.joining import JOINING, ask_once
+from stream_worker.kafka.sentences import denied, place, unread
 from stream_worker.kafka.topic_watch import TopicWatch
 from stream_worker.kafka.writer import METADATA_AGE_MS, KafkaWriter
 from stream_worker.seam import Headers, OffsetLost, OnPartitions, Outgoing, Position, Record
