@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.client import AIOKafkaClient
 from aiokafka.protocol.admin import CreatePartitionsRequest
+from aiokafka.protocol.group import JoinGroupRequest
 
 from deploy.local import LocalServices
 from deploy.local.processes import free_port
@@ -197,6 +199,26 @@ async def test_a_group_that_lets_nobody_in_at_first_is_asked_again(kafka: str, m
         assert broker.assigned == {0, 1}
     finally:
         await broker.stop()
+
+
+async def test_members_that_join_at_once_let_each_other_in(kafka: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    send, offers = AIOKafkaClient.send, list[int]()
+
+    async def seen(client: AIOKafkaClient, node: Any, request: Any, **options: Any) -> Any:
+        if isinstance(request, JoinGroupRequest):
+            offers.append(len(request._group_protocols))
+        return await send(client, node, request, **options)
+
+    monkeypatch.setattr(AIOKafkaClient, "send", seen)
+    world = await KafkaWorld(kafka).create(4)
+    brokers = [world.broker() for _ in range(3)]
+    try:
+        await asyncio.gather(*(Rebalances().start(broker) for broker in brokers))
+        await until(lambda: sorted(p for broker in brokers for p in broker.assigned) == [0, 1, 2, 3], brokers)
+        assert set(offers) == {2}  # never one assignor alone, which would be another offer
+        assert len(offers) <= 12  # each once without a number and once with it, and again for those that came after it
+    finally:
+        await asyncio.gather(*(broker.stop() for broker in brokers))
 
 
 async def test_a_coordinator_that_tells_nothing_yet_is_asked_again(kafka: str, monkeypatch: pytest.MonkeyPatch) -> None:
