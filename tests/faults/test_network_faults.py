@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -133,3 +134,31 @@ def test_redis_cut_or_silent_freezes_the_labels_and_findings_go_on(wired: Servic
     assert len(lost) == 2  # once a fault, not once a look
     assert all("frozen" in line for line in lost)
     assert worker.log.count("redis is back") == 2
+
+
+def test_redis_that_answers_late_holds_up_no_scoring(wired: Services, shipped: Artifact) -> None:
+    services, _, proxy = wired
+    messages = [(key, value) for key, value, _ in fleet(2, 40, seed=8, last=False)]
+    bank = shipped.bank()
+    other = replace(bank, scale=bank.scale / 2)
+    asyncio.run(publish_bank(services.redis, bank))
+    world = World(services.kafka, f"redis://{proxy.address}/0")
+    world.command("topics", "--apply", "--partitions", "1")
+    with world.worker() as worker:
+        worker.wait_ready()
+        proxy.delay(0.8)  # every question, and every answer in pieces
+        try:
+            send(world, messages)
+            began = time.monotonic()
+            worker.until(lambda: worker.metric('ecg_windows_total{outcome="scored"}') >= 8, 20)
+            asked = time.monotonic()
+            assert worker.get("/livez")[0] == 200
+            assert time.monotonic() - asked < 3
+            assert asked - began < 15
+            assert worker.metric("ecg_redis_up") == 1
+            asyncio.run(publish_bank(services.redis, other))
+            worker.until(lambda: f'digest="{other.digest[:16]}"' in worker.get("/metrics")[1], 60)  # late, but it comes
+        finally:
+            proxy.heal()
+        assert worker.stop() == 0
+    assert {x["bank"] for x in world.findings()} == {bank.digest}
