@@ -62,7 +62,8 @@ def later(value: bytes, again: int) -> bytes:
 
 def read(command: Sequence[str], settings: Settings, chunks: int, processes: int = 1, python: str = sys.executable) -> Reading:
     """Run a reader, each time anew, in as many processes as share the partitions. It is given Kafka, topic, group, how many
-    partitions are its own, how many chunks there are in all; one JSON line has chunks, windows, first, last (monotonic, s), cpu."""
+    partitions are its own and how many chunks there are in all. Its last line is JSON: chunks, windows, first and last
+    (monotonic, s), cpu (s)."""
     group = uuid.uuid4().hex
     given = [settings.kafka, settings.chunks_topic, group, str(PARTITIONS // processes), str(chunks)]
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
