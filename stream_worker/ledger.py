@@ -18,12 +18,15 @@ from stream_worker.errors import ConfigError
 
 __all__ = ["Committed", "Ledger", "Track", "decode_metadata", "encode_metadata"]
 
+SHARED_MS = 1000
+
 
 class Track:
     """For one run: which offsets still hold samples that no published finding covers.
 
     An entry (offset, end) says: at or after `offset` stand accepted samples below `end`. Chunks shorter than `quantum` samples
-    share an entry, so the list stays short however small the chunks are; a shared entry only makes W a little lower.
+    that come within a second share an entry, so the list stays short however small the chunks are; a shared entry only makes
+    W a little lower.
     """
 
     __slots__ = ("_start", "ends", "offsets", "position", "published", "quantum", "times")
@@ -44,7 +47,7 @@ class Track:
             self._start = self.published
         elif end <= ends[-1]:
             return
-        elif end - self._start < self.quantum:
+        elif end - self._start < self.quantum and timestamp_ms - self.times[-1] < SHARED_MS:
             ends[-1] = end
             return
         else:

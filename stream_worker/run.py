@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from encoders.signal import ABSENT, Layout
+from encoders.signal import ABSENT, WINDOW_MS, Layout
 from stream_worker.ledger import Track
 from stream_worker.records import RunKey
 
@@ -26,7 +27,11 @@ class Rules:
     tail_ms: int = 5_000
     memory_ms: int = 600_000
     runs: int = 8
-    stretches: int = 256  # of received signal with holes between them, in one run
+
+    @property
+    def stalled_ms(self) -> int:
+        """Log time that a window may stay open: its own length, the grace, and the idle time."""
+        return WINDOW_MS + self.grace_ms + self.idle_ms
 
 
 def first_at_or_after(sample: int, step: int) -> int:
@@ -44,7 +49,22 @@ class Run:
     of the grace beyond it; `spans` are the received stretches [start, end, ...]."""
 
     __slots__ = (
-        *("ahead", "base", "between", "cap", "end", "final", "frontier", "given", "grid", "high", "key", "last_ms"),
+        *(
+            "ahead",
+            "base",
+            "between",
+            "cap",
+            "end",
+            "final",
+            "frontier",
+            "given",
+            "grid",
+            "high",
+            "key",
+            "last_ms",
+            "mark",
+            "opened",
+        ),
         *("last_offset", "layout", "page", "seen", "spans", "step", "track", "window"),
     )
 
@@ -64,6 +84,8 @@ class Run:
         self.high = self.frontier  # one past the highest accepted sample
         self.final: int | None = None  # one past the last sample of the session, once the device has said so
         self.last_ms = self.last_offset = 0  # of the last accepted chunk, in the log
+        self.opened: list[int] = []  # log times when samples beyond the frontier first came, beyond the next grid point, ...
+        self.mark = self.frontier  # the grid point for which `opened` waits
         self.seen = -1  # of a recovered run: the last offset that its latest finding knew
         self.track = track or Track(self.frontier, quantum=layout.samples(1000))
 
@@ -77,15 +99,24 @@ class Run:
 
     def advance(self) -> None:
         """The window at the frontier is decided; forget what lies below the next."""
-        self.grid += 1
-        self._aim()
-        self.forget()
+        self._move(self.grid + 1)
 
     def skip_to(self, sample: int) -> None:
         """Move the frontier to the first grid point at or after `sample`."""
-        self.grid = max(self.grid, first_at_or_after(sample, self.step))
+        self._move(max(self.grid, first_at_or_after(sample, self.step)))
+
+    def _move(self, grid: int) -> None:
+        del self.opened[: grid - self.grid]
+        self.grid = grid
         self._aim()
+        self.mark = self.start(grid + len(self.opened))
         self.forget()
+
+    def open(self, end: int, timestamp_ms: int) -> None:
+        """Samples up to (not including) `end`, beyond `mark`, came at this log time."""
+        while end > self.mark:
+            self.opened.append(timestamp_ms)
+            self.mark = self.start(self.grid + len(self.opened))
 
     def forget(self) -> None:
         """Drop received stretches below the frontier."""
@@ -164,28 +195,21 @@ class Run:
                 clash = clash or not np.array_equal(held, samples[:, place - first : place - first + held.shape[1]])
             at = b
         if wrote:
-            self.spans = _merge(self.spans, first, end)
+            _merge(self.spans, first, end)
         return wrote, clash
 
 
 def _overlaps(spans: list[int], first: int, end: int) -> Iterator[tuple[int, int]]:
     """The parts of [first, end) that `spans` cover."""
-    for i in range(0, len(spans), 2):
+    for i in range(bisect_right(spans, first) & ~1, len(spans), 2):
         a, b = max(spans[i], first), min(spans[i + 1], end)
+        if a >= end:
+            return
         if a < b:
             yield a, b
 
 
-def _merge(spans: list[int], first: int, end: int) -> list[int]:
-    """`spans` with [first, end) added; touching stretches join."""
-    out: list[int] = []
-    for i in range(0, len(spans), 2):
-        a, b = spans[i], spans[i + 1]
-        if b < first:
-            out += (a, b)
-        elif a > end:
-            out += (first, end)
-            first, end = a, b
-        else:
-            first, end = min(a, first), max(b, end)
-    return [*out, first, end]
+def _merge(spans: list[int], first: int, end: int) -> None:
+    """[first, end) is received too; touching stretches join."""
+    low, high = bisect_left(spans, first), bisect_right(spans, end)
+    spans[low:high] = [at for at, place in ((first, low), (end, high)) if place % 2 == 0]

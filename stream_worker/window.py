@@ -45,7 +45,9 @@ class Windower:
         self.by_stream: dict[str, list[RunKey]] = {}
         self.clock_ms = 0  # highest timestamp seen in the log
         self.dropped_tails = 0
-        self._idle: list[tuple[int, int, Run]] = []  # heap: a time at or before a run's last accepted chunk; one entry a run
+        self._idle: list[
+            tuple[int, int, Run]
+        ] = []  # heap: a log time at or before that after which a run ends; one entry a run
         self._opened = 0
         self.underway: list[Event] = []  # what the record at hand has given rise to, should it end in an exception
         for run in runs:
@@ -64,20 +66,26 @@ class Windower:
         return run.track if run else closed.track if closed else None
 
     def tick(self, timestamp_ms: int) -> list[Event]:
-        """A record, usable or not, stands at this log time: end the runs that have been silent for longer than idle_ms."""
+        """A record, usable or not, stands at this log time: end the runs that have been silent for longer than idle_ms, and
+        those that have brought so little that their window is still open when a silent one's would not be."""
         events: list[Event] = []
-        rules, self.clock_ms = self.rules, max(self.clock_ms, timestamp_ms)
-        while self._idle and self.clock_ms - self._idle[0][0] > rules.idle_ms:
+        self.clock_ms = max(self.clock_ms, timestamp_ms)
+        while self._idle and self.clock_ms > self._idle[0][0]:
             _, number, run = heapq.heappop(self._idle)
             if self.runs.get(run.key) is not run:
                 continue  # it has ended in another way
-            if self.clock_ms - run.last_ms > rules.idle_ms:
+            if self.clock_ms > self._due(run):
                 self._end(run, "idle", events)
             else:
-                heapq.heappush(self._idle, (run.last_ms, number, run))
+                heapq.heappush(self._idle, (self._due(run), number, run))
         while self.memory and self._forgettable(next(iter(self.memory.values()))):
             del self.memory[next(iter(self.memory))]
         return events
+
+    def _due(self, run: Run) -> int:
+        """The log time after which it ends."""
+        idle = run.last_ms + self.rules.idle_ms
+        return min(idle, run.opened[0] + self.rules.stalled_ms) if run.opened else idle
 
     def _forgettable(self, closed: Remembered) -> bool:
         """Old, and its last finding is out: until then its track holds the commit down."""
@@ -87,7 +95,7 @@ class Windower:
         self.runs[run.key] = run
         self.by_stream.setdefault(run.key[0], []).append(run.key)
         self._opened += 1
-        heapq.heappush(self._idle, (run.last_ms or self.clock_ms, self._opened, run))
+        heapq.heappush(self._idle, (self._due(run), self._opened, run))
 
     def conclude_idle(self) -> list[Event]:
         """The reader stood at the end of the partition for longer than idle_ms: any later record would end every run."""
@@ -102,7 +110,7 @@ class Windower:
         if timestamp_ms > clock:
             clock = self.clock_ms = timestamp_ms
         idle = self._idle
-        may_end = self.memory or (idle and clock - idle[0][0] > self.rules.idle_ms)
+        may_end = self.memory or (idle and clock > idle[0][0])
         events = self.underway = self.tick(timestamp_ms) if may_end else []
         key, layout, first, samples, last = chunk
         end = first + samples.shape[1]
@@ -142,6 +150,7 @@ class Windower:
             self._end(min((self.runs[k] for k in siblings), key=lambda r: r.last_offset), "evicted", events)
         run = Run(key, layout, self.rules, grid, known.track if known else None)
         run.high = max(first, run.frontier)
+        run.last_ms = self.clock_ms
         self._add(run)
         return run
 
@@ -150,6 +159,8 @@ class Windower:
             run.last_ms = self.clock_ms
         run.last_offset = offset
         run.track.accept(offset, end, self.clock_ms)
+        if end > run.mark:
+            run.open(end, self.clock_ms)
 
     def _place(self, run: Run, first: int, samples: NDArray[np.int16], offset: int, events: list[Event]) -> bool:
         """Any chunk, piece by piece in rising order so that the page never overflows. False: refused as a whole."""
@@ -162,9 +173,6 @@ class Windower:
             return False
         if run.frontier - first > run.between:
             events.append(Rejected(offset, "late"))
-        if len(run.spans) >= 2 * self.rules.stretches and first > run.high:
-            events.append(Rejected(offset, "fragmented"))
-            return False
         at, conflict = max(first, run.frontier), False
         while at < end:
             while at - run.frontier >= run.cap:  # this sample is at window end + grace

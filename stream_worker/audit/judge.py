@@ -29,7 +29,7 @@ from stream_worker.wire import Decoder
 
 __all__ = ["PartitionAudit"]
 
-STATEFUL = ("late", "conflict", "index_jump", "fragmented")  # refusals that depend on what was read before
+STATEFUL = ("late", "conflict", "index_jump")  # refusals that depend on what was read before
 
 
 class _View:

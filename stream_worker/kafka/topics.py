@@ -14,8 +14,8 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from encoders.signal import WINDOW_MS
 from stream_worker.errors import ConfigError
+from stream_worker.ledger import SHARED_MS
 from stream_worker.run import Rules
 from stream_worker.seam import TopicState
 from stream_worker.settings import Settings
@@ -116,8 +116,9 @@ def _chunk_problems(chunks: TopicState, reread: int) -> list[str]:
 
 
 def reread_ms(commit_interval_ms: int = 500) -> int:
-    """Log time that a restart re-reads at most: a window, the grace, the idle time, and one commit interval."""
-    return WINDOW_MS + _RULES.grace_ms + _RULES.idle_ms + commit_interval_ms
+    """Log time that a restart re-reads at most: a window, the grace, the idle time, one commit interval, and the second that
+    chunks of a run may share in the books."""
+    return _RULES.stalled_ms + SHARED_MS + commit_interval_ms
 
 
 def _findings_problem(findings: TopicState) -> str:

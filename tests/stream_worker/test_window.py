@@ -269,13 +269,29 @@ def test_a_log_time_that_goes_back_neither_ends_nor_revives_a_run() -> None:
     assert [e.closed for e in w.tick(80_001)] == ["idle"]
 
 
-def test_holes_are_bounded() -> None:
-    w = Windower(0, Rules())
-    codes = []
-    for i in range(0, 2000, 2):
-        codes += codes_of(feed(w, [(i, i + 1)], start=i))
-    assert codes == ["fragmented"] * (1000 - 256)
-    assert len(w.runs[run_key(L)].spans) == 2 * 256
+def test_holes_are_bounded_by_window_and_grace() -> None:
+    """Every second sample as a chunk of its own: the worst a device can do."""
+    w, events = Windower(0, Rules()), []
+    for i in range(0, 14_000, 2):
+        events += feed(w, [(i, i + 1)], start=i)
+        assert len(w.runs[run_key(L)].spans) <= 6000  # of 12 s at 500 Hz
+    (first, second) = windows_of(events)
+    assert (first.first, second.first) == (0, 5000)
+    assert (first.samples[:, 0:5000:2] == X[:, 0:5000:2]).all()
+    assert (first.samples[:, 1:5000:2] == ABSENT).all()
+
+
+def test_a_run_that_brings_next_to_nothing_is_idle_when_a_silent_one_would_be() -> None:
+    """Ten seconds, the grace and the idle time after its window began; else a sample in 29 s held the commit for days."""
+    w, events = Windower(0, Rules()), []
+    for n in range(3):
+        events += feed(w, [(n, n + 1)], start=n, ts=1000 + 20_000 * n)
+    assert events == []
+    assert w.tick(43_000) == []
+    assert [(e.closed, e.first) for e in closings_of(w.tick(43_001))] == [("idle", 5000)]
+    steady = Windower(0, Rules())
+    for n in range(60):  # in real time, in chunks of 5 s: each window decided is a new beginning
+        assert closings_of(feed(steady, [(2500 * n, 2500 * n + 2500)], start=n, ts=5000 * n)) == []
 
 
 def test_memory_per_open_run_is_the_ring_and_little_more() -> None:

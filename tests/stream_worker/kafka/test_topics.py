@@ -49,8 +49,8 @@ def test_every_missing_topic_is_named() -> None:
         (altered("ecg.findings", partitions=4), "ecg-worker topics --grow 6"),
         (altered("ecg.findings", partitions=8), "delete ecg.findings"),
         (altered("ecg.dead-letters", partitions=1), "ecg-worker topics --grow 6"),
-        (altered("ecg.chunks", retention_ms="42499"), "an open window may be 42.5 s old"),
-        (altered("ecg.chunks", retention_ms="42500"), "too short to come back from an outage"),
+        (altered("ecg.chunks", retention_ms="43499"), "an open window may be 43.5 s old"),
+        (altered("ecg.chunks", retention_ms="43500"), "too short to come back from an outage"),
         (altered("ecg.findings", retention_ms="629999"), "needs those of the last 10.5 min"),
     ],
 )
