@@ -114,10 +114,8 @@ class Holdings:
             return
         if lost.wanted < lost.earliest:
             self._report_lost(part, lost.wanted, lost.earliest)
-        elif self._settings.delivery == "exactly_once":
-            self.start_over(part)
         else:
-            self._begin_recovery(part)
+            self.start_over(part)
 
     def hold_back(self, numbers: set[int]) -> None:
         """Read these no further for now, and all others."""

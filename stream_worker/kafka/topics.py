@@ -1,6 +1,7 @@
 """The four topics: how they should be, how they are, and what to do about the difference.
 
-    ecg.chunks         LogAppendTime: windows close and streams fall silent by the log's clock, not by a device's
+    all                LogAppendTime: windows close and streams fall silent by the log's clock, not by a device's, and a host
+                       whose clock is wrong can publish all the same
     ecg.findings       as many partitions as chunks: a finding lies in the partition of its chunks, under the same number
     ecg.dead-letters   as many partitions as chunks, for the same reason
     ecg.alerts         as many partitions as findings: an episode lies where its stream does
@@ -55,12 +56,12 @@ def plan(partitions: int, replication: int, names: TopicNames = TopicNames()) ->
     """The four topics as they should be. `replication`: copies of each partition; -1 takes the cluster's default."""
     safe = {"min.insync.replicas": "2"} if replication >= 3 else {}
 
-    def topic(name: str, days: int, **more: str) -> TopicState:
-        kept = {_CLEANUP: "delete", _RETENTION: str(days * _DAY_MS), **safe, **more}
+    def topic(name: str, days: int) -> TopicState:
+        kept = {_CLEANUP: "delete", _RETENTION: str(days * _DAY_MS), _TIME_TYPE: "LogAppendTime", **safe}
         return TopicState(name, partitions, replication, kept)
 
     return [
-        topic(names.chunks, 1, **{_TIME_TYPE: "LogAppendTime"}),
+        topic(names.chunks, 1),
         topic(names.findings, 7),
         topic(names.dead_letters, 14),
         topic(names.alerts, 30),
@@ -76,6 +77,12 @@ def problems(found: Mapping[str, TopicState], names: TopicNames, commit_interval
         said += [_count_problem(chunks, found[name]) for name in (names.findings, names.dead_letters) if name in found]
     if names.findings in found:
         said.append(_findings_problem(found[names.findings]))
+    said += [
+        f"topic {name} has {_TIME_TYPE}={found[name].settings[_TIME_TYPE]}, so a host whose clock is an hour ahead cannot "
+        f"publish: {_alter(name, _TIME_TYPE, 'LogAppendTime')}"
+        for name in names[1:]
+        if name in found and found[name].settings.get(_TIME_TYPE, "LogAppendTime") != "LogAppendTime"
+    ]
     said += [
         f"topic {name} has {_CLEANUP}={found[name].settings[_CLEANUP]}, so of several messages of one stream only the last "
         f"is kept: {_alter(name, _CLEANUP, 'delete')}"

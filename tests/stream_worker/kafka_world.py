@@ -56,8 +56,8 @@ class KafkaWorld:
         self.chunks, self.findings, self.group = f"chunks-{mark}", f"findings-{mark}", f"group-{mark}"
 
     async def create(self, partitions: int) -> KafkaWorld:
-        chunks = TopicState(self.chunks, partitions, 1, {"message.timestamp.type": "LogAppendTime"})
-        await create_topics(self.bootstrap, [chunks, TopicState(self.findings, partitions, 1, {})])
+        by_log = {"message.timestamp.type": "LogAppendTime"}
+        await create_topics(self.bootstrap, [TopicState(name, partitions, 1, by_log) for name in (self.chunks, self.findings)])
         return self
 
     def broker(self, client: str | None = None, **options: Any) -> Broker:

@@ -32,7 +32,9 @@ class Cluster(KafkaWorld):
     async def create(self, partitions: int) -> Cluster:
         self.letters = self.findings.replace("findings", "letters")
         await super().create(partitions)
-        await create_topics(self.bootstrap, [TopicState(self.letters, partitions, 1, {})])
+        await create_topics(
+            self.bootstrap, [TopicState(self.letters, partitions, 1, {"message.timestamp.type": "LogAppendTime"})]
+        )
         return self
 
     def settings(self, **changes: Any) -> Settings:

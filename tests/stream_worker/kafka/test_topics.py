@@ -42,6 +42,7 @@ def test_every_missing_topic_is_named() -> None:
     ("topic", "says"),
     [
         (altered("ecg.chunks", message_timestamp_type="CreateTime"), "message.timestamp.type=LogAppendTime"),
+        (altered("ecg.findings", message_timestamp_type="CreateTime"), "a host whose clock is an hour ahead cannot publish"),
         (altered("ecg.chunks", retention_ms="3599999"), "60 min, too short"),
         (altered("ecg.chunks", retention_bytes="1000000"), "retention.bytes=-1"),
         (altered("ecg.chunks", cleanup_policy="compact,delete"), "only the last"),
