@@ -71,7 +71,7 @@ def soak(minutes: float, workers: int, streams: int, partitions: int, client: st
         "faults": sum(faults.values()), "kinds": dict(faults), "lost": counts["missing"] + counts["missing_letters"],
         "doubled": counts["doubled"] + counts["doubled_letters"], "differing": counts["differing"], "audit": counts,
         "consistent": all(report["consistent"] for report in reports), "pending": sum(report["pending"] for report in reports),
-        "died": crew.died, "items": [item for report in reports for item in report["items"][:5]],
+        "died": crew.died, "found": _found(reports),
         "recover_s": {"median": round(statistics.median(recovered), 1), "most": round(max(recovered), 1)},
         "memory_growth": round(max((growth for _, growth in grown), default=0.0), 3),
         "memory": [{"lived_s": lived, "growth": round(growth, 3)} for lived, growth in grown],
@@ -83,6 +83,13 @@ def _through(world: World, services: LocalServices, proxy: Proxy, client: str) -
     through = World(proxy.address, services.redis, ECG_CLIENT=client, ECG_LOG_LEVEL="warning", ECG_COMMIT_INTERVAL_MS="500")
     through.env |= {k: v for k, v in world.env.items() if k.endswith(("_TOPIC", "_GROUP", "_DELIVERY"))}
     return through
+
+
+def _found(reports: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the audits list, by kind and reason: how often, and one of them."""
+    items = [item for report in reports for item in report["items"]]
+    kinds = [f"{item['kind']} {item.get('reason', item.get('why', ''))}" for item in items]
+    return {kind: {"count": kinds.count(kind), "one": items[kinds.index(kind)]} for kind in dict.fromkeys(kinds)}
 
 
 def _audit(world: World) -> dict[str, Any]:
