@@ -7,6 +7,8 @@ run's frontier, (3) seek to W. Windows below a run's frontier are never cut agai
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -18,7 +20,7 @@ from stream_worker.errors import BadInput
 from stream_worker.ledger import Ledger, Track, decode_metadata
 from stream_worker.records import RunKey
 from stream_worker.run import Rules, Run, first_at_or_after
-from stream_worker.seam import Broker, Record
+from stream_worker.seam import Broker, Position, Record
 from stream_worker.settings import Settings
 from stream_worker.window import Remembered, Windower
 from stream_worker.wire import parse_finding
@@ -26,6 +28,7 @@ from stream_worker.wire import parse_finding
 __all__ = ["Recovered", "recover"]
 
 log = structlog.get_logger(__name__)
+STALE_S, AGAIN_S = 15.0, 0.5  # how long an old commit is asked for anew, and how often
 
 
 @dataclass(frozen=True)
@@ -41,17 +44,34 @@ class Recovered:
 
 async def recover(broker: Broker, partition: int, settings: Settings, rules: Rules) -> Recovered:
     """Raises BrokerUnavailable, or ConfigError when another program commits under our group."""
-    if settings.delivery == "exactly_once":
+    once = settings.delivery == "exactly_once"
+    if once:
         await broker.fence(partition)
-    position = await broker.committed(partition)
-    if position is None:
-        return await _fresh(broker, partition, settings, rules)
+    until = time.monotonic() + STALE_S
+    while True:
+        position = await broker.committed(partition)
+        if position is None:
+            return await _fresh(broker, partition, settings, rules)
+        latest, state = await _read_back(broker, partition, position, settings, rules)
+        end = await broker.end_offset(partition)
+        seen = max((found.last_offset for found in latest if found.last_offset < end), default=-1)
+        if not once or seen < state.ledger.processed or time.monotonic() > until:
+            return state
+        # Findings and P come in one transaction: who published what record `seen` gave rise to had committed a P above it.
+        log.warning("the group's coordinator tells an old commit", partition=partition, P=state.ledger.processed, seen=seen)
+        await asyncio.sleep(AGAIN_S)
+
+
+async def _read_back(
+    broker: Broker, partition: int, position: Position, settings: Settings, rules: Rules
+) -> tuple[list[_Latest], Recovered]:
+    """What the findings from F on say, and the state that follows from it."""
     processed, findings, count = decode_metadata(position.metadata, position.offset)
     count = count or broker.partitions(settings.chunks_topic)
     first, end = await broker.beginning_offset(partition), await broker.end_offset(partition)
     if position.offset > end:
         log.error("the log is shorter than what was read: it was made anew", partition=partition, W=position.offset, end=end)
-        return Recovered(Windower(partition, rules), Ledger(first, first, 0, count), first, 0, None)
+        return [], Recovered(Windower(partition, rules), Ledger(first, first, 0, count), first, 0, None)
     processed = min(processed, end)
     latest: dict[RunKey, _Latest] = {}
     findings_end = findings
@@ -71,7 +91,7 @@ async def recover(broker: Broker, partition: int, settings: Settings, rules: Rul
         log.error("records lost to retention before they were read", partition=partition, first=lost[0], until=lost[1])
     log.info("partition recovered", partition=partition, W=position.offset, P=processed, F=findings, runs=len(windower.runs))
     start = max(position.offset, first)
-    return Recovered(windower, Ledger(start, processed, findings, count), start, findings_end, lost)
+    return list(latest.values()), Recovered(windower, Ledger(start, processed, findings, count), start, findings_end, lost)
 
 
 async def _fresh(broker: Broker, partition: int, settings: Settings, rules: Rules) -> Recovered:

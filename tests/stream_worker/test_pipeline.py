@@ -209,6 +209,35 @@ async def test_a_worker_that_dies_while_it_recovers_loses_nothing() -> None:
     assert more == []
 
 
+async def test_an_old_commit_of_a_coordinator_that_has_just_come_back_is_not_believed() -> None:
+    """By its first commit a group would read everything again and refuse it as late."""
+    log = MemoryLog({name: 1 for name in TOPICS})
+    send(log, 0, 500)
+    async with running(pipeline(log)):
+        await until(lambda: bool(log.commits))
+    old = next(iter(log.commits.values()))
+    log.append("ecg.chunks", b"key", b"no chunk")
+    for i in range(500, 12_000, 500):
+        send(log, i, i + 500)
+    async with running(pipeline(log)):
+        await until(lambda: len(log.read("ecg.findings", 0, 0)) == 2)
+    letters = len(log.read("ecg.dead-letters", 0, 0))
+    late = pipeline(log)
+    told = late.broker.committed
+    answers = [old, old]
+
+    async def committed_of_before(partition: int) -> Any:
+        return answers.pop() if answers else await told(partition)
+
+    late.broker.committed = committed_of_before  # type: ignore[method-assign]
+    async with running(late):
+        await until(lambda: not late.ready() and not answers)
+        send(log, 12_000, 15_000)
+        await until(lambda: len(log.read("ecg.findings", 0, 0)) == 3)
+    assert letters == 1
+    assert len(log.read("ecg.dead-letters", 0, 0)) == letters
+
+
 async def test_a_late_write_of_a_former_owner_moves_no_frontier_back() -> None:
     log = MemoryLog({name: 1 for name in TOPICS})
     for i in range(0, 12_000, 750):
