@@ -1,7 +1,8 @@
 """What a commit costs: the worker by its two deliveries, over commit intervals and partition counts, with a null scorer.
 
-Throughput: chunks/s of a full topic, exactly once over at least once, in turns. Cost: CPU of worker and broker while every
-partition is given ten small chunks a second, so that each has something to commit at each interval.
+Throughput: chunks of a full topic in a second, and in a second of the worker's CPU time, exactly once over at least once, in
+turns. Cost: CPU of worker and broker while every partition is given ten small chunks a second, so that each has something to
+commit at each interval.
 
 `python -m tests.benchmarks commits` measures; the picture is drawn from its JSON line:
 `python -m tests.benchmarks.commits docs/pictures/commits.png < line`.
@@ -43,7 +44,8 @@ TICK = os.sysconf("SC_CLK_TCK")
 
 
 def measure() -> dict[str, float]:
-    """exactly_once_<ms>ms_<partitions>: throughput over at least once. worker_ and broker_: cores more than at least once."""
+    """exactly_once_<ms>ms_<partitions>: chunks/s over at least once; per_cpu_: chunks in a second of CPU time, the same; worker_
+    and broker_: cores more than at least once."""
     found: dict[str, float] = {}
     with LocalServices() as services:
         pid = services.servers["kafka"].pid
@@ -62,15 +64,20 @@ async def _of(kafka: str, pid: int, partitions: int) -> dict[str, float]:
     await _worker(full, total, NullScorer)
     for interval in INTERVALS_MS:
         ways = [{"commit_interval_ms": interval, "delivery": delivery} for delivery in DELIVERIES]
-        ratios = []
-        for _ in range(ROUNDS):
-            least, exactly = [await _worker(full.model_copy(update=way), total, NullScorer) for way in ways]
-            ratios.append(exactly / least)
+        rounds = [[await _rates(full.model_copy(update=way), total) for way in ways] for _ in range(ROUNDS)]
         costs = [await _cost(slow.model_copy(update=way), pid, partitions) for way in ways]
         name = f"{interval}ms_{partitions}"
-        found[f"exactly_once_{name}"] = statistics.median(ratios)
+        for place, what in enumerate(("exactly_once", "per_cpu")):
+            found[f"{what}_{name}"] = statistics.median(exactly[place] / least[place] for least, exactly in rounds)
         found[f"worker_{name}"], found[f"broker_{name}"] = (costs[1][i] - costs[0][i] for i in (0, 1))
     return found
+
+
+async def _rates(settings: Settings, total: int) -> tuple[float, float]:
+    """Chunks in a second, and in a second of CPU time of all threads, start and stop included."""
+    began = time.process_time()
+    rate = await _worker(settings, total, NullScorer)
+    return rate, total / (time.process_time() - began)
 
 
 async def made(kafka: str, partitions: int) -> Settings:
@@ -136,9 +143,11 @@ def draw(found: dict[str, float], path: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(8, 3), constrained_layout=True)
     for partitions in PARTITIONS:
         names = [f"{interval}ms_{partitions}" for interval in INTERVALS_MS]
-        axes[0].plot(INTERVALS_MS, [found[f"exactly_once_{name}"] for name in names], "o-", label=f"{partitions} partitions")
+        axes[0].plot(INTERVALS_MS, [found[f"per_cpu_{name}"] for name in names], "o-", label=f"{partitions} partitions")
         axes[1].plot(INTERVALS_MS, [found[f"broker_{name}"] for name in names], "o-")
-    for axis, title in zip(axes, ("chunks/s over at least once", "cores of the broker, more than at least once"), strict=True):
+    for axis, title in zip(
+        axes, ("chunks in a CPU second, over at least once", "cores of the broker, more than at least once"), strict=True
+    ):
         axis.set(title=title, xlabel="commit interval, ms", xscale="log", xticks=INTERVALS_MS, xticklabels=INTERVALS_MS)
         axis.minorticks_off()
         axis.set_ylim(bottom=0)

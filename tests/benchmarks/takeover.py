@@ -35,7 +35,7 @@ from tests.support import bank, layout, signal
 
 STREAMS, SILENT, PARTITIONS = 1000, 100, 4
 SESSION_S = 10.0
-SILENT_FROM, KILLED_AT, FED = 13, 42, 75  # seconds of signal
+SILENT_FROM, KILLED_AT, FED = 13, 36, 75  # seconds of signal
 LIMIT_S = 120.0
 ROOT = Path(__file__).resolve().parents[2]
 
