@@ -39,6 +39,7 @@ TARGETS: dict[str, tuple[str, float, str]] = {
         for ms in (100, 250, 500, 1000)
         for name, text in (
             ("exactly_once", "chunks/s exactly once over at least once"),
+            ("per_cpu", "the same in a second of the worker's CPU time"),
             ("worker", "cores of the worker, more than at least once"),
             ("broker", "cores of the broker, more than at least once"),
         )
