@@ -44,8 +44,8 @@ TICK = os.sysconf("SC_CLK_TCK")
 
 
 def measure() -> dict[str, float]:
-    """exactly_once_<ms>ms_<partitions>: chunks/s over at least once; per_cpu_: chunks in a second of CPU time, likewise; worker_
-    and broker_: cores more than at least once."""
+    """exactly_once_<ms>ms_<partitions>: chunks/s over at least once; per_cpu_: chunks in a second of CPU time, likewise;
+    worker_ and broker_: cores more than at least once."""
     found: dict[str, float] = {}
     with LocalServices() as services:
         pid = services.servers["kafka"].pid
