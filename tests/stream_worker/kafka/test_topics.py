@@ -9,7 +9,7 @@ import pytest
 
 from stream_worker.errors import BrokerUnavailable, ConfigError
 from stream_worker.kafka.admin import create_topics, describe_topics
-from stream_worker.kafka.topics import TopicNames, apply, command, differences, inspect, plan, problems
+from stream_worker.kafka.topics import TopicNames, apply, command, differences, grow, inspect, plan, problems
 from stream_worker.seam import TopicState
 from stream_worker.settings import Settings
 
@@ -111,6 +111,19 @@ async def test_missing_topics_follow_the_count_of_those_that_exist(settings: Set
     assert any("LogAppendTime" in sentence for sentence in done.differs)
     (sentence,) = await inspect(settings, None)
     assert "LogAppendTime" in sentence
+
+
+async def test_topics_grow_together_and_never_shrink(settings: Settings) -> None:
+    with pytest.raises(ConfigError, match="does not exist"):
+        await grow(settings, None, 4)
+    await apply(settings, None, partitions=2, replication=1)
+    done = await grow(settings, None, 4)
+    assert [sentence.split(": ")[1] for sentence in done] == ["2 -> 4 partitions"] * 4
+    assert settings.chunks_topic in done[-1]  # the last: nothing may arrive where no finding can go
+    found = await describe_topics(settings.kafka, TopicNames.of(settings))
+    assert {topic.partitions for topic in found.values()} == {4}
+    assert await grow(settings, None, 3) == []
+    assert await inspect(settings, None) == []
 
 
 async def test_what_the_cluster_refuses_is_named(settings: Settings) -> None:
