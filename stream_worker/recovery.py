@@ -85,6 +85,12 @@ async def _read_back(
             continue
         if found.key not in latest or found.next >= latest[found.key].next:  # a late write of a former owner moves nothing back
             latest[found.key] = found
+    seen = max((found.last_offset + 1 for found in latest.values()), default=0)
+    if settings.delivery == "exactly_once" and processed < seen <= end:
+        # Findings and commit appear together, so what a finding has seen is processed. A coordinator that was started anew has
+        # been heard to tell commits from long before: letters would be written again from there on.
+        log.warning("the group's commit is older than its findings", partition=partition, P=processed, seen=seen)
+        processed = seen
     windower = _windower(partition, rules, latest.values())
     lost = (position.offset, first) if first > position.offset else None
     if lost:
