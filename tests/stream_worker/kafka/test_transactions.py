@@ -13,6 +13,7 @@ from aiokafka import AIOKafkaProducer
 from stream_worker.devices.simulator import fleet
 from stream_worker.errors import ConfigError
 from stream_worker.labels import FixedBank
+from stream_worker.ledger import decode_metadata
 from stream_worker.memory_broker import MemoryBroker, MemoryLog
 from stream_worker.pipeline import Pipeline
 from stream_worker.score import Scorer
@@ -188,3 +189,32 @@ async def test_a_sink_that_takes_nothing_holds_reading_up() -> None:
         gathered = sum(len(work.events) for held in p.publisher._gathered.values() for work, _ in held)  # type: ignore[attr-defined]
         assert gathered <= 8 + 64  # and what one slice of records closes
         assert not p.live()
+
+
+async def test_commits_from_long_before_double_no_dead_letter() -> None:
+    """A coordinator that was started anew has been heard to tell them."""
+    messages = [(key, value) for key, value, _ in fleet(6, 47, chunk_ms=500, seed=3)]
+    messages[5::20] = [(key, b"no chunk") for key, _ in messages[5::20]]
+    log = MemoryLog(TOPICS)
+
+    def processed() -> int:
+        return sum(decode_metadata(at.metadata, at.offset)[0] for at in log.commits.values())
+
+    for place, (key, value) in enumerate(messages):
+        log.append("ecg.chunks", key, value, timestamp_ms=100 * place)
+    async with running(exactly_once(log)):
+        await until(lambda: len(log.commits) == 2)
+        early = dict(log.commits)
+        await until(lambda: processed() == len(messages))
+    assert min(at.offset for at in early.values()) < 20
+    letters, findings = published(log, "ecg.dead-letters"), published(log)
+    log.commits.update(early)
+    for key, value in messages[-3:]:
+        log.append("ecg.chunks", key, value, timestamp_ms=100 * len(messages))
+    async with running(exactly_once(log)):
+        await until(lambda: processed() == len(messages) + 3)
+    assert len(findings) > 20
+    assert len(published(log)) == len(findings)
+    places = [(x["partition"], x["offset"]) for x in published(log, "ecg.dead-letters")]
+    assert len(places) == len(set(places))
+    assert len(places) <= len(letters) + 3
