@@ -33,45 +33,40 @@ STALE_S, AGAIN_S = 15.0, 0.5  # how long an old commit is asked for anew, and ho
 
 @dataclass(frozen=True)
 class Recovered:
-    """windower and ledger as the former owner left them; start: offset to read next; lost: offsets that retention took."""
+    """windower and ledger as the former owner left them; start: offset to read next; lost: offsets that retention took; old:
+    the commit is from before the findings."""
 
     windower: Windower
     ledger: Ledger
     start: int
     findings_end: int
     lost: tuple[int, int] | None
+    old: bool = False
 
 
 async def recover(broker: Broker, partition: int, settings: Settings, rules: Rules) -> Recovered:
     """Raises BrokerUnavailable, or ConfigError when another program commits under our group."""
-    once = settings.delivery == "exactly_once"
-    if once:
+    if settings.delivery == "exactly_once":
         await broker.fence(partition)
     until = time.monotonic() + STALE_S
     while True:
         position = await broker.committed(partition)
         if position is None:
             return await _fresh(broker, partition, settings, rules)
-        latest, state = await _read_back(broker, partition, position, settings, rules)
-        end = await broker.end_offset(partition)
-        seen = max((found.last_offset for found in latest if found.last_offset < end), default=-1)
-        if not once or seen < state.ledger.processed or time.monotonic() > until:
+        state = await _read_back(broker, partition, position, settings, rules)
+        if not state.old or time.monotonic() > until:
             return state
-        # Findings and P come in one transaction: who published what record `seen` gave rise to had committed a P above it.
-        log.warning("the group's coordinator tells an old commit", partition=partition, P=state.ledger.processed, seen=seen)
         await asyncio.sleep(AGAIN_S)
 
 
-async def _read_back(
-    broker: Broker, partition: int, position: Position, settings: Settings, rules: Rules
-) -> tuple[list[_Latest], Recovered]:
-    """What the findings from F on say, and the state that follows from it."""
+async def _read_back(broker: Broker, partition: int, position: Position, settings: Settings, rules: Rules) -> Recovered:
+    """The state that follows from a commit and from what the findings from F on say."""
     processed, findings, count = decode_metadata(position.metadata, position.offset)
     count = count or broker.partitions(settings.chunks_topic)
     first, end = await broker.beginning_offset(partition), await broker.end_offset(partition)
     if position.offset > end:
         log.error("the log is shorter than what was read: it was made anew", partition=partition, W=position.offset, end=end)
-        return [], Recovered(Windower(partition, rules), Ledger(first, first, 0, count), first, 0, None)
+        return Recovered(Windower(partition, rules), Ledger(first, first, 0, count), first, 0, None)
     processed = min(processed, end)
     latest: dict[RunKey, _Latest] = {}
     findings_end = findings
@@ -86,10 +81,9 @@ async def _read_back(
         if found.key not in latest or found.next >= latest[found.key].next:  # a late write of a former owner moves nothing back
             latest[found.key] = found
     seen = max((found.last_offset + 1 for found in latest.values()), default=0)
-    if settings.delivery == "exactly_once" and processed < seen <= end:
-        # Findings and commit appear together, so what a finding has seen is processed. A coordinator that was started anew has
-        # been heard to tell commits from long before: letters would be written again from there on.
-        log.warning("the group's commit is older than its findings", partition=partition, P=processed, seen=seen)
+    old = settings.delivery == "exactly_once" and processed < seen <= end
+    if old:  # findings and commit appear together: what a finding has seen is processed, and its dead letters are out
+        log.warning("the coordinator tells a commit older than the findings", partition=partition, P=processed, seen=seen)
         processed = seen
     windower = _windower(partition, rules, latest.values())
     lost = (position.offset, first) if first > position.offset else None
@@ -97,7 +91,7 @@ async def _read_back(
         log.error("records lost to retention before they were read", partition=partition, first=lost[0], until=lost[1])
     log.info("partition recovered", partition=partition, W=position.offset, P=processed, F=findings, runs=len(windower.runs))
     start = max(position.offset, first)
-    return list(latest.values()), Recovered(windower, Ledger(start, processed, findings, count), start, findings_end, lost)
+    return Recovered(windower, Ledger(start, processed, findings, count), start, findings_end, lost, old)
 
 
 async def _fresh(broker: Broker, partition: int, settings: Settings, rules: Rules) -> Recovered:

@@ -194,15 +194,16 @@ class Restarts(RuleBasedStateMachine):
         """shift: samples ahead of what is due: holes, and what came before, as it was or `changed`."""
         self.now_ms += dt_ms
         key, hop = run_key(OF, stream=device, session=session), self.rules.hop_ms * 50 // 1000
-        if self.now_ms - self.heard.get(key, self.now_ms) > 300_000:  # old samples after ten minutes are not promised
+        if self.now_ms - self.heard.setdefault(key, self.now_ms) > 300_000:  # old samples after ten minutes are not promised
             self.next[key] = self.next.get(key, 0) + 20_000
+            self.heard[key] = self.now_ms
             shift = max(shift, 0)
         due = self.next.get(key, 0)
         first = max(0, due + shift)
         end = first + length
         samples = SIGNAL[:, np.arange(first, end) % SIGNAL.shape[1]] + np.int16(changed if shift < 0 else 0)
         self.log.append(Chunk(key, OF, first, samples, last), self.now_ms)
-        if key not in self.heard or end // hop > due // hop:
+        if end // hop > due // hop:
             self.heard[key] = self.now_ms
         if shift < FAR:
             self.next[key] = max(due, end)

@@ -16,6 +16,7 @@ from confluent_kafka.admin import (
 
 from deploy.local import LocalServices
 from deploy.local.processes import free_port
+from stream_worker.kafka.librdkafka import configuration
 
 __all__ = ["PASSWORD", "USER", "Guarded", "guarded"]
 
@@ -27,7 +28,6 @@ class Guarded:
 
     def __init__(self, kafka: str, door: str) -> None:
         self.kafka, self.door = kafka, door
-        self._admin = AdminClient({"bootstrap.servers": kafka})
 
     def _bindings(self, rights: Iterable[tuple[str, str, str]]) -> list[AclBinding]:
         return [
@@ -40,7 +40,8 @@ class Guarded:
 
     def allow(self, *rights: tuple[str, str, str]) -> None:
         """(kind of resource, its name, operation) each."""
-        for done in self._admin.create_acls(self._bindings(rights)).values():
+        admin = AdminClient(configuration(self.kafka, {}, "administrator"))  # gone before the broker is
+        for done in admin.create_acls(self._bindings(rights)).values():
             done.result(20)
 
 

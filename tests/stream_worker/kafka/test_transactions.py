@@ -191,8 +191,9 @@ async def test_a_sink_that_takes_nothing_holds_reading_up() -> None:
         assert not p.live()
 
 
-async def test_commits_from_long_before_double_no_dead_letter() -> None:
-    """A coordinator that was started anew has been heard to tell them."""
+async def test_commits_from_long_before_double_no_dead_letter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked for again, in vain: a coordinator that was started anew has been heard to tell them."""
+    monkeypatch.setattr("stream_worker.recovery.STALE_S", 0.6)
     messages = [(key, value) for key, value, _ in fleet(6, 47, chunk_ms=500, seed=3)]
     messages[5::20] = [(key, b"no chunk") for key, _ in messages[5::20]]
     log = MemoryLog(TOPICS)
