@@ -18,19 +18,34 @@ from numpy.typing import NDArray
 from encoders.filters import Floats, to_band
 from encoders.signal import ABSENT, LEADS, WINDOW, Layout, SignalError, lead_bits
 
-__all__ = ["FLOOR", "VERSION", "Calibrated", "Prepared", "calibrate", "mixing", "prepare", "preprocess", "stack"]
+__all__ = [
+    "FLOOR",
+    "LARGEST_MV",
+    "VERSION",
+    "Calibrated",
+    "Prepared",
+    "calibrate",
+    "mixing",
+    "prepare",
+    "preprocess",
+    "sizes",
+    "stack",
+]
 
 VERSION = "2"  # written into manifest and finding; a change of any number here or in `filters` changes it
 
 GAP_MS = 200  # the longest stretch that a straight line may fill
 GAP_SHARE = 0.05  # the largest share of a window that may be filled
 FLAT_MV = 0.005  # a lead that moves less than this all window long carries no ECG
+LARGEST_MV = 20.0  # no heart moves a lead this far within a second; an ECG in uV taken for mV always does
 FLOOR = {"mV": FLAT_MV / 10, "NU": 1e-6}  # the least scale of a lead
 
 
 @dataclass(frozen=True)
 class Calibrated:
-    """Recorded leads in mV (or NU), gaps filled. mv: (C, T). usable, filled, flat: bool (C,). reason: why none is usable."""
+    """Recorded leads in mV (or NU), gaps filled. mv: (C, T). usable, filled, flat: bool (C,). reason: why none is usable
+    (missing_head, gap, sparse, flat, amplitude).
+    """
 
     mv: Floats
     usable: NDArray[np.bool_]
@@ -43,7 +58,7 @@ class Calibrated:
 class Prepared:
     """The encoder's input. x: (12, 5000) float32, zero where no lead or no sample. mask, derived: 12-bit lead masks.
 
-    reason: None, or why the window cannot be scored (missing_head, gap, sparse, flat). n_valid: 500 Hz samples before padding.
+    reason: None, or why the window cannot be scored, as in Calibrated. n_valid: 500 Hz samples before padding.
     """
 
     x: Floats
@@ -56,7 +71,8 @@ class Prepared:
 def calibrate(samples: NDArray[np.int16], layout: Layout) -> Calibrated:
     """samples: int16 (C, T), ABSENT where a lead has none -> mV with gaps up to 200 ms filled by a straight line.
 
-    A lead with a longer gap, or more than 5 % missing, or no movement, is not usable. Raises SignalError("shape").
+    A lead with a longer gap, or more than 5 % missing, or no movement, is not usable; none is where most are too large to be
+    in mV. Raises SignalError("shape").
     """
     if samples.ndim != 2 or samples.shape[0] != len(layout.leads) or samples.shape[1] == 0:
         raise SignalError(
@@ -82,9 +98,31 @@ def calibrate(samples: NDArray[np.int16], layout: Layout) -> Calibrated:
     span = (highest.astype(np.float32) - lowest) / gain[:, 0]
     flat = usable & (span <= (FLAT_MV if layout.unit == "mV" else 0.0))
     usable &= ~flat
+    if usable.any() and 2 * (span > LARGEST_MV).sum() > (highest > ABSENT).sum() and _too_large(samples, layout):
+        return Calibrated(mv, np.zeros(n, dtype=bool), filled, flat, "amplitude")
     order = ("missing_head", "gap", "sparse")
     why = None if usable.any() else next((r for r in order if r in reasons), "flat")
     return Calibrated(mv, usable, filled, flat, why)
+
+
+def sizes(samples: NDArray[np.int16], layout: Layout) -> Floats:
+    """How large each lead is, (C,) mV: the median of its peak-to-peak over the whole seconds of the first 10 s, so that wander
+    and single artefacts do not count. Negative where it has no sample, empty where there is no second.
+    """
+    n = int(layout.fs)
+    seconds = min(samples.shape[1], layout.window) // n
+    if seconds == 0:
+        return np.empty(0, dtype=np.float32)
+    x = samples[:, : seconds * n].reshape(len(layout.leads), seconds, n).astype(np.int32)  # (C, seconds, fs)
+    absent = x == ABSENT
+    span = np.where(absent, ABSENT, x).max(axis=2) - np.where(absent, -ABSENT, x).min(axis=2)
+    return np.asarray(np.median(span, axis=1) / np.array(layout.gain), dtype=np.float32)
+
+
+def _too_large(samples: NDArray[np.int16], layout: Layout) -> bool:
+    """Whether most recorded leads are too large to be in mV. A second pass, for windows whose whole range is as large."""
+    mv = sizes(samples, layout) if layout.unit == "mV" else np.empty(0)
+    return bool(2 * (mv > LARGEST_MV).sum() > (mv >= 0).sum())
 
 
 def _fill(lead: Floats, absent: NDArray[np.bool_], longest: int) -> str | None:

@@ -19,7 +19,7 @@ from stream_worker.wire import parse_finding
 __all__ = ["Due", "Told", "differences", "due_of", "pack", "place_and_id", "settle", "told_by", "unpack"]
 
 CLOSED = ("", "last", "idle", "evicted", "defect")
-REASONS = ("", "missing_head", "gap", "sparse", "flat")  # what the samples themselves decide
+REASONS = ("", "missing_head", "gap", "sparse", "flat", "amplitude")  # what the samples themselves decide
 OTHER_REASON = 255  # the worker's own: the engine failed, the load was shed
 _TOLD = struct.Struct("<q16s32sHiqBqqqiB?")
 _MET = struct.calcsize("<q16s")

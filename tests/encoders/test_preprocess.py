@@ -270,6 +270,33 @@ def test_a_flat_lead_with_gaps_is_flat() -> None:
     assert preprocess(samples, layout(("II",))).reason == "flat"
 
 
+@pytest.mark.parametrize(("huge", "leads", "refused"), [(12, 12, True), (7, 12, True), (6, 12, False), (1, 1, True)])
+def test_leads_too_large_for_mv_are_no_ecg(huge: int, leads: int, refused: bool) -> None:
+    of, samples = layout(LEADS[:leads]), noise(leads)
+    samples[:huge] = np.sin(np.arange(5000) / 20)[None] * 2500  # 25 mV peak to peak
+    assert preprocess(samples, of).reason == ("amplitude" if refused else None)
+    assert calibrate(samples, of).usable.any() != refused
+    assert preprocess(samples, replace(of, unit="NU")).reason is None  # no unit, no expectation
+    assert preprocess(np.asarray(samples * 0.7, dtype=np.int16), of).reason is None
+
+
+def test_wander_and_artefacts_are_no_amplitude() -> None:
+    samples = noise(2)
+    samples += np.linspace(0, 30_000, 5000).astype(np.int16)  # 150 mV in all, 15 mV in a second
+    samples[:, ::2000] = 32_000
+    assert preprocess(samples, layout(("I", "II"))).reason is None
+
+
+def test_a_lead_without_a_sample_has_no_say_in_amplitude() -> None:
+    samples = noise(3)
+    samples[0] = np.sin(np.arange(5000) / 20) * 2500
+    samples[1:] = ABSENT
+    assert preprocess(samples, layout(LEADS[:3])).reason == "amplitude"
+    samples[:, :] = noise(3)
+    samples[:, ::500] = ABSENT  # filled: what is absent is not small
+    assert preprocess(samples, layout(LEADS[:3])).reason is None
+
+
 @pytest.mark.parametrize("shape", [(11, 5000), (12, 0), (5000,)])
 def test_samples_must_fit_the_layout(shape: tuple[int, ...]) -> None:
     with pytest.raises(SignalError) as caught:

@@ -55,6 +55,17 @@ def test_every_kind_of_finding_satisfies_the_schema(scorer: Scorer) -> None:
     assert len({f.id for f in findings}) == 4
 
 
+def test_what_no_heart_can_be_in_mv_is_not_scored(scorer: Scorer) -> None:
+    """Numbers in uV sent with the gain of mV: `ecg-train prepare` leaves them out by the same rule."""
+    of, x = device()
+    micro = Layout(of.fs_mhz, of.leads, (1.0,) * 12, of.baseline)
+    body = scorer([window(micro, x)])[0].body
+    jsonschema.validate(body, schema("finding"))
+    assert (body["kind"], body["reason"], body["lead_mask"], body["quality"]["good"]) == ("unscorable", "amplitude", 0, [])
+    lost = Layout(of.fs_mhz, of.leads, (1.0,) * 12, of.baseline, "NU")
+    assert scorer([window(lost, x)])[0].body["kind"] == "scored"
+
+
 def test_normal_is_never_said_from_fewer_than_12_leads(scorer: Scorer) -> None:
     of, x = device(("I", "II"))
     body = scorer([window(of, x)])[0].body

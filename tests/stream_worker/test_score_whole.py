@@ -139,17 +139,20 @@ def test_what_the_graph_does_not_serve_goes_by_steps(models: dict[tuple[str, str
     gap, dead = good.samples.copy(), good.samples.copy()
     gap[0, 100:120], dead[0, :] = ABSENT, ABSENT
     odd = window(beats, Layout(501_500, ("I",), (200.0,), (0.0,)))
-    events = [good, short, good._replace(samples=gap), good._replace(samples=dead), odd]
+    micro = Layout(500_000, ("I", "II"), (1.0, 1.0), (0.0, 0.0))
+    huge = good._replace(layout=micro, key=("s", "1", 0, micro.digest))
+    events = [good, short, good._replace(samples=gap), good._replace(samples=dead), odd, huge]
     model = models["decimated", "fp32"]
     assert model.bank is not None
     with model.open("onnxruntime") as encoder:
         scorer = Scorer(encoder, model.bank)
         ready = [scorer.prepare(event) for event in events]
-        assert [isinstance(one, Whole) for one in ready] == [True, False, False, True, False]
+        assert [isinstance(one, Whole) for one in ready] == [True, False, False, True, False, False]
         assert "501.5 Hz" in encoder.refused[501_500]
         found = scorer.finish(events, ready)
         wanted = Scorer(encoder, model.bank, Options(stepwise=True))(events)
-    for ours, theirs in zip(found, wanted, strict=True):
+    assert found[5].body["reason"] == wanted[5].body["reason"] == "amplitude"
+    for ours, theirs in zip(found[:5], wanted[:5], strict=True):
         assert ours.id == theirs.id
         assert ours.body["lead_mask"] == theirs.body["lead_mask"]
         np.testing.assert_allclose(

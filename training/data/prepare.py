@@ -27,7 +27,7 @@ from safetensors.numpy import save_file
 
 from encoders import preprocess as chain
 from encoders.recordings import Recording, RecordingError, read_recording
-from encoders.signal import ABSENT, SignalError
+from encoders.signal import SignalError
 from training.data.duplicates import Seen
 from training.sources.annotated import CALIBRATION_FOLD, TEST_FOLD, VALIDATION_FOLD, Annotated, Source
 
@@ -48,7 +48,6 @@ INDEX = "index.parquet"
 FORMAT = 1
 SHARD = 128  # records; 15 MB
 READERS = 2
-LARGEST_MV = 20.0  # no heart moves a lead this far within a second; an ECG in uV taken for mV always does
 
 _SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("record", "source", "patient", "split", "shard", "unit", "signal", "sex", "quality")]
@@ -101,25 +100,12 @@ def check_patients(records: Iterable[Annotated]) -> None:
 
 
 def suspicious(recording: Recording) -> str:
-    """ "" or, with the remedy, that most leads are too large to be in the unit that the file states: uV taken for mV.
-
-    A lead's size is the median of its peak-to-peak over the whole seconds of the 10 s that are used, so that wander and single
-    artefacts do not count.
-    """
-    layout, n = recording.layout, max(1, int(recording.layout.fs))
-    seconds = min(recording.samples.shape[1], layout.window) // n
-    if layout.unit != "mV" or seconds == 0:
-        return ""
-    x = recording.samples[:, : seconds * n].reshape(len(layout.leads), seconds, n).astype(np.int32)  # (C, seconds, fs)
-    absent = x == ABSENT
-    span = np.where(absent, ABSENT, x).max(axis=2) - np.where(absent, -ABSENT, x).min(axis=2)
-    mv = np.median(span, axis=1) / np.array(layout.gain)  # (C,); negative where a lead has no sample
-    large = int((mv > LARGEST_MV).sum())
-    if 2 * large <= len(layout.leads):
-        return ""
+    """With the remedy, that most leads are too large to be in the unit that the file states: uV taken for mV."""
+    mv = chain.sizes(recording.samples, recording.layout)
+    mv = mv[mv >= 0]
     return (
-        f"suspicious amplitude: {np.median(mv):.0f} mV peak to peak within a second in {large} of {len(layout.leads)} leads; "
-        "if its numbers are uV, say so in its header (unit or gain)"
+        f"suspicious amplitude: {np.median(mv):.0f} mV peak to peak within a second in {(mv > chain.LARGEST_MV).sum()} of "
+        f"{len(mv)} leads; if its numbers are uV, say so in its header (unit or gain)"
     )
 
 
@@ -138,7 +124,9 @@ def _read(record: Annotated) -> _Row:
         prepared = chain.preprocess(recording.samples, recording.layout)
     except (RecordingError, SignalError, OSError) as error:
         return _Row(record, None, "", 0.0, str(error).replace(str(record.path), record.record))
-    reason = f"cannot be scored: {prepared.reason}" if prepared.reason else suspicious(recording)
+    reason = f"cannot be scored: {prepared.reason}" if prepared.reason else ""
+    if prepared.reason == "amplitude":
+        reason = suspicious(recording)
     return _Row(record, None if reason else prepared, recording.layout.unit, recording.layout.fs, reason)
 
 

@@ -17,10 +17,9 @@ from safetensors.numpy import load_file
 
 from encoders.preprocess import VERSION, preprocess
 from encoders.recordings import Recording, read_recording
-from encoders.signal import ABSENT
 from training.data.dataset import DataSet
 from training.data.duplicates import Seen
-from training.data.prepare import PrepareError, check_patients, file_digest, prepare, split_of, suspicious
+from training.data.prepare import PrepareError, check_patients, file_digest, prepare, split_of
 from training.sources.annotated import Annotated, Source
 from training.sources.folders import read_source
 from training.vocabulary import Statement
@@ -201,23 +200,19 @@ def test_the_same_signal_never_stands_in_two_folds(tmp_path: Path) -> None:
 
 
 def test_microvolts_taken_for_millivolts_are_left_out_with_the_remedy(tmp_path: Path, unpacked: Path) -> None:
-    real = read_recording(unpacked / "ptbxl/records500/00000/00001_hr")
-    assert suspicious(real) == ""
-    large = replace(real, layout=replace(real.layout, gain=tuple(g / 1000 for g in real.layout.gain)))
-    assert re.match(r"suspicious amplitude: \d{3} mV .* in 12 of 12 leads; if its numbers are uV", suspicious(large))
-    assert suspicious(replace(large, layout=replace(large.layout, unit="NU"))) == ""  # no unit, no expectation
-    late = replace(large, samples=np.concatenate([np.zeros_like(large.samples), large.samples], axis=1))
-    assert suspicious(late) == ""  # only the 10 s that are used are looked at
-    samples = real.samples.copy()
-    samples[:, ::500] = ABSENT  # what is absent has no amplitude
-    assert suspicious(replace(real, samples=samples)) == ""
     table = tmp_path / "uv.csv"  # a device's export in uV, without saying so
     counts = record(tmp_path, "ok", noise(1))
     values = read_recording(counts).samples.T
     table.write_text("# fs=500\nI,II\n" + "\n".join(f"{a},{b}" for a, b in values) + "\n")
-    manifest = prepare([source(annotated(counts), annotated(table))], tmp_path / "out")
-    (reason,) = (e["reason"] for e in manifest["skipped"] if e["record"] == "s/uv.csv")
-    assert "in 2 of 2 leads" in reason
+    real = read_recording(unpacked / "ptbxl/records500/00000/00001_hr")
+    large = replace(real, layout=replace(real.layout, gain=tuple(g / 1000 for g in real.layout.gain)))
+    late = replace(large, samples=np.concatenate([real.samples // 1000, large.samples], axis=1))
+    made = [replace(annotated(table.with_name(f"{i}.csv")), read=lambda r=r: r) for i, r in enumerate((real, large, late))]
+    manifest = prepare([source(annotated(counts), annotated(table), *made)], tmp_path / "out")
+    reasons = {e["record"]: e["reason"] for e in manifest["skipped"]}
+    assert reasons.keys() - {"s/none"} == {"s/uv.csv", "s/1.csv"}  # of "late" only the 10 s that are used are looked at
+    assert "in 2 of 2 leads" in reasons["s/uv.csv"]
+    assert re.match(r"suspicious amplitude: \d{3} mV .* in 12 of 12 leads; if its numbers are uV", reasons["s/1.csv"])
 
 
 def test_what_the_source_knows_of_a_person_stands_in_the_index(tmp_path: Path) -> None:
