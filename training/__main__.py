@@ -90,7 +90,10 @@ app.command()(collect_command)
 
 @app.command()
 def labels(
-    out: Annotated[Path, typer.Option(help="Directory for the embeddings.")],
+    out: Annotated[Path | None, typer.Option(help="Directory for the embeddings.")] = None,
+    listed: Annotated[
+        bool, typer.Option("--list", help="Print id, Japanese name, English name and codes of each label, and do no more.")
+    ] = False,
     model: Annotated[
         str,
         typer.Option(
@@ -100,28 +103,40 @@ def labels(
     ] = DEFAULT_MODEL,
     pooling: Annotated[Pooling | None, typer.Option(help="Default: last token; mean for the packaged model.")] = None,
     language: Annotated[Language | None, typer.Option(help="Default: Japanese names; English for the packaged model.")] = None,
-    which: Annotated[str, typer.Option("--labels", help="core98, all, or ids of labels.csv separated by commas.")] = "core98",
+    which: Annotated[
+        str | None,
+        typer.Option(
+            "--labels", help="core98, all, or ids of labels.csv separated by commas. Default: core98; of --list, all."
+        ),
+    ] = None,
     data: Annotated[
         Path | None, typer.Option(help="A prepared data set whose captions to embed too; `infonce` needs them.")
     ] = None,
 ) -> None:
-    """Embed "This ECG shows {label}." for each label with a frozen language model.
+    """Embed "This ECG shows {label}." for each label with a frozen language model; or list the labels (--list).
 
     Refuses, by name, labels whose embeddings lie above cosine 0.995, as a tokenizer gives that does not know the language.
     The card of the default model forbids medical use; read it before you ship what it made.
     """
     with plain_errors():
+        from training.vocabulary import PROMPT, listing, read_vocabulary, select
+
+        if listed:
+            typer.echo(listing(select(read_vocabulary(), which or "all")))
+            return
+        if out is None:
+            raise typer.BadParameter("say where the embeddings go, for instance runs/text", param_hint="--out")
+
         from encoders.bank import TextModel
         from encoders.text import PACKAGED, TextTower
         from training.text.labels import build, captions_of
-        from training.vocabulary import PROMPT, read_vocabulary, select
 
         packaged = model in PACKAGED
         how = pooling or (Pooling.mean if packaged else Pooling.last)
         tongue = language or (Language.en if packaged else Language.ja)
         note = "an English sentence model that comes as a Python package, used where no hub can be reached" if packaged else ""
         text = TextModel(model=named(model), pooling=how.value, prompt=PROMPT, language=tongue.value, note=note)
-        statements = select(read_vocabulary(), which)
+        statements = select(read_vocabulary(), which or "core98")
         total = len(statements) + (len(captions_of(data, statements)) if data else 0)
         tower = TextTower(model, how.value)
         with progress("embedding", total) as advance:

@@ -9,7 +9,17 @@ from pathlib import Path
 
 from encoders.bank import rests_on_amplitude
 
-__all__ = ["DEFAULT_MODEL", "LABELS_CSV", "PROMPT", "Statement", "VocabularyError", "by_code", "read_vocabulary", "select"]
+__all__ = [
+    "DEFAULT_MODEL",
+    "LABELS_CSV",
+    "PROMPT",
+    "Statement",
+    "VocabularyError",
+    "by_code",
+    "listing",
+    "read_vocabulary",
+    "select",
+]
 
 LABELS_CSV = Path(__file__).with_name("labels.csv")
 DEFAULT_MODEL = "EQUES/MedLLama3-JP-v2"  # its card forbids medical use: read it before shipping what it made
@@ -102,3 +112,11 @@ def select(statements: Iterable[Statement], which: str) -> tuple[Statement, ...]
     if unknown or not wanted:
         raise VocabularyError(f"labels must be core98, all or ids of labels.csv, not {', '.join(unknown) or repr(which)}")
     return tuple(s for s in rows if s.id in wanted)
+
+
+def listing(statements: Iterable[Statement]) -> str:
+    """A line a label: id, Japanese name, English name, codes; separated by tabs."""
+    return "\n".join(
+        "\t".join((s.id, s.name_ja, s.name_en, ";".join(f"{scheme}:{c}" for scheme, group in s.codes().items() for c in group)))
+        for s in statements
+    )

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from training.__main__ import app
 from training.vocabulary import LABELS_CSV, Statement, VocabularyError, by_code, read_vocabulary, select
 
 
@@ -52,3 +54,17 @@ def test_a_code_for_two_labels_is_refused(tmp_path: Path) -> None:
     path.write_text(text + text.splitlines()[1] + "\n", encoding="utf-8")
     with pytest.raises(VocabularyError, match="an id stands twice among 144 rows"):
         read_vocabulary(path)
+
+
+def test_the_command_lists_ids_names_and_codes() -> None:
+    done = CliRunner().invoke(app, ["labels", "--list"])
+    assert done.exit_code == 0, done.output
+    lines = done.output.splitlines()
+    assert len(lines) == 143
+    (afib,) = (line.split("\t") for line in lines if line.startswith("AFIB\t"))
+    assert afib[:3] == ["AFIB", "心房細動", "Atrial fibrillation"]
+    assert {"scp:AFIB", "snomed_ct:164889003"} <= set(afib[3].split(";"))
+    assert CliRunner().invoke(app, ["labels", "--list", "--labels", "core98"]).output.count("\n") == 98
+    without = CliRunner().invoke(app, ["labels"])
+    assert without.exit_code == 2
+    assert "--out" in without.output

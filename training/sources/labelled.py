@@ -28,6 +28,8 @@ __all__ = ["TABLE", "read_labelled"]
 
 TABLE = "labels.csv"
 SHOWN = 5  # of many faults
+NEAR_CODE = 0.7  # likeness of two codes; of four letters one may differ
+LISTED = "`ecg-train labels --list` has all"
 FOLD = re.compile(r"[0-9]{1,2}(\.0)?")  # a table with gaps is often saved with 3.0 for 3
 
 
@@ -102,7 +104,8 @@ class _Names:
         statements = tuple(vocabulary)
         self.ids = {s.id for s in statements}
         self.codes = by_code(statements)
-        self.known_as = {name.lower(): s.id for s in statements for name in (s.name_en, s.id)}
+        self.known_as = {name.lower(): s.id for s in statements for name in (s.name_en, s.name_ja, s.id)}
+        self.called = {s.id: f"{s.id} ({s.name_ja}, {s.name_en})" for s in statements}
 
     def read(self, cell: str) -> tuple[tuple[str, ...], list[str]]:
         """ "AFIB;scp:IMI" -> (ids and codes that relations know, faults)."""
@@ -120,12 +123,19 @@ class _Names:
 
     def _hint(self, name: str, scheme: str) -> str:
         if scheme in (SCP, SNOMED):
-            return "a code that no label has; leave it out, or write the id of the label that it means"
+            code = name.partition(":")[2].strip()
+            near = get_close_matches(code, [other for known, other in self.codes if known == scheme], 3, NEAR_CODE)
+            told = "; ".join(f"{scheme}:{other} is {self.called[self.codes[scheme, other]]}" for other in near)
+            what = f"nearest: {told}" if near else "leave it out, or write the id of the label that it means"
+            return f"a code that no label has; {what}; {LISTED}"
         if scheme:
             return f"of no known scheme; known are {SCP}:CODE and {SNOMED}:CODE"
+        for known in (SCP, SNOMED):
+            if label := self.codes.get((known, name)):
+                return f"not in the vocabulary; as a code write {known}:{name}, which is {self.called[label]}"
         near = [self.known_as[match] for match in get_close_matches(name.lower(), list(self.known_as), 6, 0.5)]
-        remedy = f"nearest ids: {', '.join(list(dict.fromkeys(near))[:3])}" if near else "training/labels.csv has the ids"
-        return f"not in the vocabulary; {remedy}"
+        ids = ", ".join(self.called[label] for label in list(dict.fromkeys(near))[:3])
+        return f"not in the vocabulary; {f'nearest ids: {ids}; ' if ids else ''}{LISTED}"
 
     def declared(self, given: str) -> set[str]:
         """Ids or codes separated by commas, or a file with one on each line. Raises SourceError."""

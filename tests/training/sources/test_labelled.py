@@ -107,7 +107,10 @@ def test_a_bare_name_that_two_recordings_have_is_not_guessed(read, folder: Path)
     [
         (["c1,AF"], r"labels\.csv: row 2: 'AF' is not in the vocabulary; nearest ids: .*AFIB"),
         (["c1,SR", "e1,SR;xyzzy"], r"row 3: 'xyzzy' is not in the vocabulary"),
-        (["c1,atrial fibrilation"], "nearest ids: AFIB"),
+        (["c1,atrial fibrilation"], r"nearest ids: AFIB \(心房細動, Atrial fibrillation\)"),
+        (["c1,心房細道"], r"nearest ids: AFIB \(心房細動, Atrial fibrillation\).*`ecg-train labels --list` has all"),
+        (["c1,164889003"], r"as a code write snomed_ct:164889003, which is AFIB \(心房細動, Atrial fibrillation\)"),
+        (["c1,scp:AFIV"], r"no label has; nearest: scp:AFIB is AFIB \(心房細動, Atrial fibrillation\)"),
         (["c1,cinc:AMI"], "row 2: 'cinc:AMI' is of no known scheme; known are scp:CODE and snomed_ct:CODE"),
         (["c1,snomed_ct:1"], "'snomed_ct:1' is a code that no label has"),
         (["c1,SR", "c1,AFIB"], "row 3 repeats c1 of row 2"),
