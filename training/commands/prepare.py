@@ -12,6 +12,8 @@ from training.commands.terminal import command_line, plain_errors, progress
 
 __all__ = ["prepare"]
 
+KINDS = 8  # reasons shown
+
 
 class Likelihood(StrEnum):
     """What a None among PTB-XL's likelihoods means."""
@@ -36,7 +38,7 @@ def prepare(
         Path | None,
         typer.Option(
             help="CSV with a row a recording: record,labels and, where known, patient,fold,sex,age,unknown. Labels are ids of "
-            "labels.csv or scheme:code (scp, snomed_ct), separated by ';'.",
+            "labels.csv or scheme:code (scp, snomed_ct), separated by ';'. Looked for here, then in the folder.",
             dir_okay=False,
         ),
     ] = None,
@@ -64,7 +66,7 @@ def prepare(
     """
     with plain_errors():
         from training.data import prepare as work
-        from training.data.statistics_page import write_page
+        from training.data.statistics_page import left_out, write_page
         from training.sources.annotated import SourceError
         from training.sources.folders import read_source
         from training.vocabulary import read_vocabulary
@@ -73,13 +75,35 @@ def prepare(
             raise SourceError(
                 f"--labels {labels} speaks of one folder, {len(folders)} are given; put it into its folder as labels.csv"
             )
-        vocabulary = read_vocabulary()
+        vocabulary, table = read_vocabulary(), _table(labels, folders[0])
         sources = [
-            read_source(folder, vocabulary, unknown_likelihood.value, labels, declares, hdf5_unit, window_step)
+            read_source(folder, vocabulary, unknown_likelihood.value, table, declares, hdf5_unit, window_step)
             for folder in folders
         ]
         with progress("reading", sum(len(s.records) for s in sources)) as advance:
             manifest = work.prepare(sources, out, command_line(), advance)
         page = write_page(out, vocabulary)
         splits = ", ".join(f"{n} {name}" for name, n in manifest["splits"].items())
-        typer.echo(f"{out}: {manifest['records']} records ({splits}), {len(manifest['skipped'])} left out, see {page}")
+        typer.echo(f"{out}: {manifest['records']} records ({splits}), {len(manifest['skipped'])} left out")
+        kinds = left_out(manifest["skipped"])
+        for entries in kinds[:KINDS]:
+            typer.echo(
+                f"  left out {len(entries):>5}: {entries[0]['reason']}  ({entries[0]['record']}{', ...' * (len(entries) > 1)})"
+            )
+        if len(kinds) > KINDS:
+            typer.echo(f"  left out {sum(map(len, kinds[KINDS:])):>5}: for {len(kinds) - KINDS} other reasons")
+        typer.echo(f"read {page} before you train; manifest.json names every record left out")
+
+
+def _table(labels: Path | None, folder: Path) -> Path | None:
+    """The table as named from the working directory or, where there is none, from the folder. Raises SourceError."""
+    from training.sources.annotated import SourceError
+
+    if labels is None or labels.is_file():
+        return labels
+    if (folder / labels).is_file():
+        return folder / labels
+    raise SourceError(
+        f"--labels {labels}: no such file, neither here nor in {folder}; it needs a row a recording with the columns record "
+        "and labels"
+    )

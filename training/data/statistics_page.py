@@ -19,7 +19,7 @@ from training.report.page import document, number, table
 from training.sources.annotated import CALIBRATION_FOLD, VALIDATION_FOLD
 from training.vocabulary import Statement
 
-__all__ = ["PAGE", "write_page"]
+__all__ = ["PAGE", "left_out", "write_page"]
 
 PAGE = "statistics.html"
 COLOURS = {
@@ -73,6 +73,12 @@ def _look(manifest: Mapping[str, Any], counts: Counts, vocabulary: Sequence[Stat
     if manifest["duplicates"]:
         found.append(
             f"{len(manifest['duplicates'])} records share their signal with another of the same fold; the manifest names them."
+        )
+    if skipped := manifest["skipped"]:
+        most = left_out(skipped)[0]
+        found.append(
+            f"{len(skipped)} of {len(skipped) + manifest['records']} records are left out, {len(most)} of them: "
+            f"{escape(most[0]['reason'])} (all reasons at the end)."
         )
     amplitude = [entry for entry in manifest["skipped"] if entry["reason"].startswith("suspicious amplitude")]
     if amplitude:
@@ -158,16 +164,22 @@ def _ages(counts: Counts) -> str:
     return f"<h2>Age</h2><p class='key muted'>Records by age in years:{key}</p><svg {size} role=img>{''.join(drawn)}</svg>"
 
 
-def _skipped(skipped: Sequence[Mapping[str, str]]) -> str:
-    """By kind of reason: what differs from record to record (numbers, its own name) is left out of the kind."""
-    if not skipped:
-        return "<h2>Left out</h2><p>Nothing.</p>"
+def left_out(skipped: Sequence[Mapping[str, str]]) -> list[list[Mapping[str, str]]]:
+    """Records left out, by kind of reason, the most frequent first: what differs from record to record (numbers, its own name)
+    is left out of the kind.
+    """
     kinds: dict[str, list[Mapping[str, str]]] = defaultdict(list)
     for entry in skipped:
         plain = entry["reason"].replace(entry["record"], "")
         kinds[re.sub(r"'[^']*'|\d+(\.\d+)?", "#", re.sub(r"same signal as \S+", "same signal", plain))[:90]].append(entry)
+    return sorted(kinds.values(), key=lambda entries: -len(entries))
+
+
+def _skipped(skipped: Sequence[Mapping[str, str]]) -> str:
+    if not skipped:
+        return "<h2>Left out</h2><p>Nothing.</p>"
     rows = []
-    for entries in sorted(kinds.values(), key=lambda e: -len(e)):
+    for entries in left_out(skipped):
         names = ", ".join(escape(e["record"]) for e in entries[:3]) + (", ..." if len(entries) > 3 else "")
         rows.append([escape(entries[0]["reason"]), f"<span class=muted>{names}</span>", number(len(entries))])
     text = "<p>One line a kind of reason, in the words of its first record; <code>manifest.json</code> has every record.</p>"

@@ -110,6 +110,7 @@ def test_the_page_says_what_to_look_at_and_fetches_nothing(data: Path, vocabular
     assert "s/gone<b>" in text
     assert "row 7: 'q' & none" in text
     assert "No record in fold 8, which is for calibration." in text
+    assert "3 of 7 records are left out, 1 of them: row 7: 'q' & none (all reasons at the end)." in text
     assert "Too large to be in mV, s/d first of 1: is it in uV?" in text
     assert "Stated, but denied of no record, so that nothing can be learned: SR." in text
     assert "neither train nor count: empty" in text
@@ -127,10 +128,22 @@ def test_the_command_prepares_a_folder_with_its_table(shared: Path, unpacked: Pa
     done = CliRunner().invoke(app, ["prepare", str(folder), "--labels", str(table), "--out", str(out)])
     assert done.exit_code == 0, done.output
     assert "6 records" in done.output
+    skipped = len(list(folder.glob("*.hea"))) - 6
+    assert re.search(rf"left out +{skipped}: no row in mine\.csv  \(\S+, \.\.\.\)\n", done.output)
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["positives"] == {"AFIB": 3, "SR": 3}
     assert {e["reason"] for e in manifest["skipped"]} == {"no row in mine.csv"}
     assert "no row in mine.csv" in (out / "statistics.html").read_text()
+    inside = tmp_path / "clinic"
+    inside.mkdir()
+    for path in folder.glob(f"{names[0]}.*"):
+        (inside / path.name).write_bytes(path.read_bytes())
+    (inside / "my.csv").write_text(f"record,labels\n{names[0]},SR\n")  # named from the folder, not from where we stand
+    named = CliRunner().invoke(app, ["prepare", str(inside), "--labels", "my.csv", "--out", str(tmp_path / "d")])
+    assert named.exit_code == 0, named.output
+    gone = CliRunner().invoke(app, ["prepare", str(inside), "--labels", "your.csv", "--out", str(tmp_path / "e")])
+    assert gone.exit_code == 2
+    assert f"--labels your.csv: no such file, neither here nor in {inside}" in gone.output.replace("\n", "")
     two = CliRunner().invoke(app, ["prepare", str(folder), str(unpacked), "--labels", str(table), "--out", str(tmp_path / "b")])
     assert two.exit_code == 2
     assert "speaks of one folder, 2 are given" in two.output
