@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from encoders.csv_table import CsvError, looks_like_leads, read_csv
 from encoders.dicom_waveform import DicomError, is_dicom, read_dicom
 from encoders.signal import ABSENT, GAIN_RANGE, Layout, SignalError, canonical_lead
+from encoders.wfdb_faults import why_unreadable
 
 __all__ = ["Recording", "RecordingError", "find_recordings", "read_recording"]
 
@@ -166,9 +167,7 @@ def _read_wfdb(record: Path, leads: Mapping[str, str]) -> Recording:
     except RecordingError:
         raise
     except Exception as error:  # the parser raises whatever a broken header or signal file leads it into
-        raise RecordingError(
-            record, f"wfdb cannot read it ({type(error).__name__}: {error})", "check header and signals"
-        ) from error
+        raise RecordingError(record, *why_unreadable(wfdb, record, error)) from error
     channels = []
     for c, counts in enumerate(columns):
         invalid = _invalid_sample(str(r.fmt[c]))

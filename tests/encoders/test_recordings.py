@@ -215,14 +215,38 @@ def test_wfdb_that_no_encoder_can_be_given(tmp_path: Path, more: dict[str, Any],
         read_recording(write_wfdb(tmp_path, "r", wave(100, 1), ["II"], **more))
 
 
+@pytest.mark.parametrize("fmt", ["16", "24", "32", "80", "212"])
+def test_a_file_of_any_format_is_measured(tmp_path: Path, fmt: str) -> None:
+    path = write_wfdb(tmp_path, "r", wave(99, 3) // 30, ["I", "II", "V1"], fmt=[fmt] * 3)
+    whole = (tmp_path / "r.dat").read_bytes()
+    (tmp_path / "r.dat").write_bytes(whole[:-40])
+    with pytest.raises(RecordingError, match=rf"r\.dat has {len(whole) - 40} bytes, {len(whole)} are expected by its header"):
+        read_recording(path)
+
+
+def test_a_header_whose_first_line_is_none_is_quoted(tmp_path: Path) -> None:
+    write_wfdb(tmp_path, "r", wave(100, 1), ["II"])
+    (tmp_path / "p1.2024.hea").write_text("# a note\np1.2024 1 500 100\nr.dat 16 1000(0)/mV 16 0 0 0 0 II\n")
+    with pytest.raises(
+        RecordingError, match=r"first line of p1\.2024\.hea is no record line: 'p1\.2024 1 500 100'; .*\(no dot\)"
+    ):
+        read_recording(tmp_path / "p1.2024")
+    (tmp_path / "e.hea").write_text("# nothing\n")
+    with pytest.raises(RecordingError, match=r"first line of e\.hea is no record line: ''"):
+        read_recording(tmp_path / "e")
+    (tmp_path / "s.hea").write_text("s/2 1 500 200\nr 100\ngone 100\n")
+    with pytest.raises(RecordingError, match="wfdb cannot read it"):
+        read_recording(tmp_path / "s")
+
+
 def test_truncated_and_missing_wfdb(tmp_path: Path) -> None:
     path = write_wfdb(tmp_path, "r", wave(100, 1), ["II"])
     data = (tmp_path / "r.dat").read_bytes()
     (tmp_path / "r.dat").write_bytes(data[:20])
-    with pytest.raises(RecordingError, match="wfdb cannot read it"):
+    with pytest.raises(RecordingError, match=r"r\.dat has 20 bytes, 200 are expected by its header; it is cut off: copy it"):
         read_recording(path)
     (tmp_path / "r.dat").unlink()
-    with pytest.raises(RecordingError, match="wfdb cannot read it"):
+    with pytest.raises(RecordingError, match=r"its signal file r\.dat is missing; put it beside the header"):
         read_recording(path)
     for name in ("absent", "absent.edf", "absent.csv", "absent.hea"):
         with pytest.raises(RecordingError, match="no such"):
