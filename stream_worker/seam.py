@@ -43,7 +43,7 @@ class Record(NamedTuple):
 
 
 class Position(NamedTuple):
-    """What a commit holds for a partition: the offset to read next, and a text of at most 4,096 bytes."""
+    """What a commit holds for a partition: the offset to read next, and a JSON text of at most 4,096 bytes, or none."""
 
     offset: int
     metadata: str = ""

@@ -14,6 +14,7 @@ from aiokafka.errors import KafkaError
 from stream_worker.errors import BrokerUnavailable, ConfigError
 from stream_worker.kafka.admin import closed, connect_admin, refusal
 from stream_worker.kafka.sentences import unread
+from stream_worker.kafka.stable import stable_commit
 from stream_worker.memory_broker import MemoryLog
 from stream_worker.seam import Position, Record
 
@@ -91,13 +92,8 @@ class KafkaSource:
         return None if found[tp] is None else int(found[tp].offset)
 
     async def committed(self, group: str, topic: str, partition: int) -> Position | None:
-        tp = TopicPartition(topic, partition)
-        found = await self._bounded(
-            self._admin.list_consumer_group_offsets(group, partitions=[tp]), f"commits of group {group}"
-        )
-        if tp not in found:  # the client overlooks an error that stands for the whole group
-            raise BrokerUnavailable(f"commits of group {group}: its coordinator does not tell them yet")
-        return None if found[tp].offset < 0 else Position(found[tp].offset, found[tp].metadata or "")
+        asked = stable_commit(self._admin, group, TopicPartition(topic, partition))
+        return await self._bounded(asked, f"commits of group {group}")
 
     async def read(self, topic: str, partition: int, start: int, end: int) -> AsyncIterator[Record]:
         tp, consumer = TopicPartition(topic, partition), self._consumer

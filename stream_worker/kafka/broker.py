@@ -6,7 +6,7 @@ What the client does not do by itself, and this module does:
   - the client swallows what a rebalance callback raises: `poll` raises it;
   - the client does not call the revoke callback when it stops: `stop` does;
   - the client says nothing when the cluster goes away: a request a second tells `connected`;
-  - the client's `committed()` drops the metadata: commits are read through the admin client.
+  - the client's `committed()` drops the metadata, and tells old commits: `stable` asks for them.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from stream_worker.errors import BrokerUnavailable
 from stream_worker.kafka.admin import closed, connect_admin, refusal
 from stream_worker.kafka.joining import JOINING, ask_once
 from stream_worker.kafka.sentences import denied, place, unread
+from stream_worker.kafka.stable import stable_commit
 from stream_worker.kafka.topic_watch import TopicWatch
 from stream_worker.kafka.writer import METADATA_AGE_MS, KafkaWriter
 from stream_worker.seam import Headers, OffsetLost, OnPartitions, Outgoing, Position, Record
@@ -272,24 +273,8 @@ class KafkaBroker:
         return await self._bounded(asked, self._request_timeout_s, f"offsets of {self._chunks}[{partition}]")
 
     async def committed(self, partition: int) -> Position | None:
-        tp = self._chunk(partition)
-
-        async def ask() -> Position | None:
-            while True:
-                try:
-                    found = await self._administrator().list_consumer_group_offsets(self._group, partitions=[tp])
-                except KafkaError as error:
-                    if not error.retriable:
-                        raise
-                    await asyncio.sleep(_RETRY_S)
-                else:
-                    # The client overlooks a group's error (a coordinator that has just started loads): nothing is told then,
-                    # which must not be taken for a group that has committed nothing.
-                    if tp in found:
-                        return None if found[tp].offset < 0 else Position(found[tp].offset, found[tp].metadata or "")
-                    await asyncio.sleep(_RETRY_S)
-
-        return await self._bounded(ask(), self._request_timeout_s, f"commits of group {self._group}")
+        asked = stable_commit(self._administrator(), self._group, self._chunk(partition))
+        return await self._bounded(asked, self._request_timeout_s, f"commits of group {self._group}")
 
     async def read_back(self, topic: str, partition: int, start: int) -> AsyncIterator[tuple[Record, Headers]]:
         tp = TopicPartition(topic, partition)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import json
 import ssl
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,6 +31,7 @@ __all__ = ["METADATA_AGE_MS", "REFUSED", "Questions", "configuration", "refusal"
 
 METADATA_AGE_MS = 30_000  # added partitions are noticed, and shared out anew, after this long
 _SERVE_S = 0.1
+_UNSTABLE_S = 0.2
 _NONE = -1  # no such offset
 _STALE = frozenset({  # a broker has another leader's number than the client
     KafkaError.FENCED_LEADER_EPOCH, KafkaError.LEADER_NOT_AVAILABLE, KafkaError.NOT_LEADER_FOR_PARTITION,
@@ -149,16 +152,24 @@ class Questions:
         return int((await self._answer(*asked.values())).offset)
 
     async def committed(self, topic: str, partition: int) -> Position | None:
-        """The group's commit with its metadata."""
+        """The group's commit with its metadata, when no transaction can change it any more."""
+        deadline = time.monotonic() + self._timeout_s
+        while True:
+            found = await self._asked_commit(topic, partition)
+            if found.error is None:
+                return None if found.offset < 0 else Position(found.offset, _metadata(found))
+            if found.error.code() != KafkaError.UNSTABLE_OFFSET_COMMIT or time.monotonic() > deadline:
+                raise refusal(found.error, self._bootstrap)
+            await asyncio.sleep(_UNSTABLE_S)
+
+    async def _asked_commit(self, topic: str, partition: int) -> TopicPartition:
         wanted = ConsumerGroupTopicPartitions(self._group, [TopicPartition(topic, partition)])
         asked = self._admin.list_consumer_group_offsets([wanted], require_stable=True, request_timeout=self._timeout_s)
         try:
-            (found,) = (await self._answer(*asked.values())).topic_partitions
+            found: TopicPartition = (await self._answer(*asked.values())).topic_partitions[0]
         except KafkaException as error:
             raise refusal(error.args[0], self._bootstrap, self._reason) from None
-        if found.error is not None:
-            raise refusal(found.error, self._bootstrap)
-        return None if found.offset < 0 else Position(found.offset, found.metadata or "")
+        return found
 
     async def _answer(self, asked: concurrent.futures.Future[Any]) -> Any:
         """The client sets `asked` from a thread of its own, always, by the request's time limit; it must not be cancelled."""
@@ -180,3 +191,15 @@ class Questions:
                 continue
         self._reason = "" if asked.exception() is None else self._reason
         return asked.result()
+
+
+def _metadata(found: TopicPartition) -> str:
+    """What was committed, a JSON document. The client reads on behind its end, to the next zero byte in memory."""
+    try:
+        text = found.metadata or ""
+    except UnicodeDecodeError as error:
+        text = error.object[: error.start].decode()
+    try:
+        return text[: json.JSONDecoder().raw_decode(text)[1]]
+    except ValueError:
+        return text

@@ -146,13 +146,13 @@ async def test_commit_works_inside_the_revoke_callback(world: World) -> None:
             broker.seek(partition, 0)
 
     async def committing(partitions: frozenset[int]) -> None:
-        await broker.commit({partition: Position(1, "last words") for partition in partitions})
+        await broker.commit({partition: Position(1, '"last words"') for partition in partitions})
 
     await broker.start(sought, committing)
     await broker.stop()
     successor = await Rebalances().start(world.broker())
     try:
-        assert await successor.committed(1) == Position(1, "last words")
+        assert await successor.committed(1) == Position(1, '"last words"')
     finally:
         await successor.stop()
 

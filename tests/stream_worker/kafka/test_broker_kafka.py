@@ -7,20 +7,25 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.client import AIOKafkaClient
 from aiokafka.protocol.admin import CreatePartitionsRequest
+from aiokafka.protocol.commit import OffsetFetchRequest
 from aiokafka.protocol.group import JoinGroupRequest
+from aiokafka.structs import OffsetAndMetadata
 
 from deploy.local import LocalServices
 from deploy.local.processes import free_port
 from stream_worker.errors import BrokerUnavailable, ConfigError
 from stream_worker.seam import Broker, OffsetLost, Outgoing, Position
 from tests.stream_worker.kafka_world import CLIENTS, KafkaWorld, Rebalances, gather
+
+AFTER = '{"v":1,"P":17,"F":4,"N":4}'
 
 
 @pytest.fixture(params=CLIENTS)
@@ -91,12 +96,12 @@ async def test_commit_of_a_partition_lost_in_between_is_not_sent(world: KafkaWor
     first, second = world.broker(session_timeout_s=3), world.broker(session_timeout_s=3)
     await Rebalances().start(first)
     try:
-        await first.commit({partition: Position(1, "first") for partition in range(4)})
+        await first.commit({partition: Position(1, '"first"') for partition in range(4)})
         joining = asyncio.create_task(Rebalances().start(second))
         await until(lambda: joining.done() and len(first.assigned) == 2, [first])
-        await first.commit({partition: Position(9, "late") for partition in range(4)})
+        await first.commit({partition: Position(9, '"late"') for partition in range(4)})
         for partition in range(4):
-            expected = Position(9, "late") if partition in first.assigned else Position(1, "first")
+            expected = Position(9, '"late"') if partition in first.assigned else Position(1, '"first"')
             assert await second.committed(partition) == expected
     finally:
         await second.stop()
@@ -222,24 +227,41 @@ async def test_members_that_join_at_once_let_each_other_in(kafka: str, monkeypat
 
 
 async def test_a_coordinator_that_tells_nothing_yet_is_asked_again(kafka: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that has just started answers with an error for the whole group, which aiokafka overlooks: it gives no offsets then.
-    A worker that took it for a group without commits would publish everything anew."""
-    ask, asked = AIOKafkaAdminClient.list_consumer_group_offsets, list[str]()
+    """One that has just started answers with an error for the whole group. A worker that took it for a group without commits
+    would publish everything anew."""
+    ask, asked = AIOKafkaAdminClient._send_request, list[Any]()
 
-    async def silent(admin: AIOKafkaAdminClient, group: str, **options: Any) -> Any:
-        asked.append(group)
-        return {} if len(asked) == 1 else await ask(admin, group, **options)
+    async def loading(admin: AIOKafkaAdminClient, request: Any, *node: Any) -> Any:
+        if request.API_KEY != OffsetFetchRequest.API_KEY:
+            return await ask(admin, request, *node)
+        asked.append(request)
+        return SimpleNamespace(error_code=14, topics=[]) if len(asked) == 1 else await ask(admin, request, *node)
 
     world = await KafkaWorld(kafka).create(2)
     broker = await Rebalances().start(world.broker())
     try:
-        await broker.commit({0: Position(0, "here")})
-        monkeypatch.setattr(AIOKafkaAdminClient, "list_consumer_group_offsets", silent)
-        assert await broker.committed(0) == Position(0, "here")
+        await broker.commit({0: Position(0, '"here"')})
+        monkeypatch.setattr(AIOKafkaAdminClient, "_send_request", loading)
+        assert await broker.committed(0) == Position(0, '"here"')
         assert len(asked) == 2
         assert await broker.committed(1) is None
     finally:
         await broker.stop()
+
+
+async def test_a_commit_is_told_when_no_transaction_can_change_it_any_more(world: KafkaWorld) -> None:
+    """A coordinator that was killed after it had acknowledged a transaction tells, when it is back, the commit before that."""
+    broker = await Rebalances().start(world.broker())
+    tp = TopicPartition(world.chunks, 0)
+    async with AIOKafkaProducer(bootstrap_servers=world.bootstrap, transactional_id=world.group) as producer:
+        await broker.commit({0: Position(0, "{}")})
+        await producer.begin_transaction()
+        await producer.send_offsets_to_transaction({tp: OffsetAndMetadata(0, AFTER)}, world.group)
+        asked = asyncio.create_task(broker.committed(0))
+        assert not (await asyncio.wait({asked}, timeout=1.0))[0]
+        await producer.commit_transaction()
+        assert await asked == Position(0, AFTER)
+    await broker.stop()
 
 
 async def test_an_oversized_message_is_refused_and_the_next_goes_through(world: KafkaWorld) -> None:
@@ -281,14 +303,14 @@ async def test_a_broker_that_goes_and_comes_back_loses_nothing(services: LocalSe
     try:
         await world.append(0, [b"before"])
         assert len((await gather(broker, 1))[0]) == 1
-        await broker.commit({0: Position(1, "before")})
+        await broker.commit({0: Position(1, '"before"')})
         try:
             await asyncio.to_thread(getattr(services, end))
             await until(lambda: not broker.connected, [broker])
             with pytest.raises(BrokerUnavailable):
                 await broker.publish([Outgoing(world.findings, 0, b"k", b"lost?")])
             with pytest.raises(BrokerUnavailable):
-                await broker.commit({0: Position(1, "during")})
+                await broker.commit({0: Position(1, '"during"')})
             with pytest.raises(BrokerUnavailable):
                 await broker.end_offset(0)
         finally:
@@ -309,8 +331,8 @@ async def test_a_broker_that_goes_and_comes_back_loses_nothing(services: LocalSe
         read = [record.value async for record, _ in broker.read_back(world.findings, 0, 0)]
         assert read[again[0]] == b"after"
         assert set(read) <= {b"lost?", b"after"}
-        await broker.commit({0: Position(2, "after")})
-        assert await broker.committed(0) == Position(2, "after")
+        await broker.commit({0: Position(2, '"after"')})
+        assert await broker.committed(0) == Position(2, '"after"')
     finally:
         await broker.stop()
 

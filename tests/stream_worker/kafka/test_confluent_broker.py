@@ -15,7 +15,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer, Topic
 from stream_worker.errors import BrokerUnavailable, ConfigError
 from stream_worker.kafka.confluent_reader import sorted_out
 from stream_worker.kafka.confluent_writer import Transaction, Writer
-from stream_worker.kafka.librdkafka import configuration, refusal
+from stream_worker.kafka.librdkafka import _metadata, configuration, refusal
 from stream_worker.kafka.security import security
 from stream_worker.operate import client_of
 from stream_worker.seam import Fenced, Outgoing, Position
@@ -84,6 +84,18 @@ def test_without_the_extra_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, "confluent_kafka", None)
     with pytest.raises(ConfigError, match=r"ecg-stream-worker\[fast\]"):
         client_of("confluent")
+
+
+@pytest.mark.parametrize("behind", [b"", b"\x7f", b"}}", b"\xff\xfe", b'{"v":1'])
+def test_what_the_client_reads_behind_a_commit_is_cut_off(behind: bytes) -> None:
+    """librdkafka does not end a copy of it with a zero byte, and the client looks for one."""
+
+    class Found:
+        @property
+        def metadata(self) -> str:
+            return (b'{"v":1,"P":17}' + behind).decode()
+
+    assert _metadata(Found()) == '{"v":1,"P":17}'  # type: ignore[arg-type]
 
 
 async def test_workers_of_both_clients_share_a_group(world: KafkaWorld) -> None:

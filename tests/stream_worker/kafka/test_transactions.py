@@ -51,16 +51,16 @@ async def test_messages_and_position_appear_together(world: World, broker: Broke
 
     def position(offsets: Sequence[int]) -> Position:
         given.append(offsets)
-        return Position(7 + len(given), f"of {len(offsets)}")
+        return Position(7 + len(given), f'"of {len(offsets)}"')
 
     await broker.fence(1)
     await broker.transact(1, some(world, b"a", b"b"), position)
     await broker.fence(1)  # its own former self is an owner like any other; straight after a commit the old one may be told
-    assert await broker.committed(1) == Position(8, "of 2")
+    assert await broker.committed(1) == Position(8, '"of 2"')
     await broker.transact(1, some(world, b"c"), position)
     await broker.transact(1, [], position)  # nothing to say, but further on
     await broker.fence(1)
-    assert await broker.committed(1) == Position(10, "of 0")
+    assert await broker.committed(1) == Position(10, '"of 0"')
     found = await held(broker, world)
     assert [value for _, value in found] == [b"a", b"b", b"c"]
     assert [*given[0], *given[1]] == [offset for offset, _ in found]
