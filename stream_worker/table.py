@@ -13,20 +13,24 @@ NOTICE = "Decision support and research software. Not a medical device, not a mo
 COLOURS = {"critical": "bold red", "urgent": "red", "routine_new_urgent": "yellow", "routine": "yellow", "normal": "green"}
 
 
-def _labels(body: dict[str, Any], separator: str = ", ", limit: int = 2) -> Text:
-    """The most probable labels in Japanese and English; those above their threshold with a dot, in their urgency's colour."""
+LIMIT = 2  # labels shown of a finding
+
+
+def _labels(body: dict[str, Any]) -> list[tuple[Text, Text]]:
+    """(probability, names in Japanese and English) of the most probable labels; those above their threshold with a dot, in
+    their urgency's colour. What else is to be said comes without a probability.
+    """
     if body["kind"] == "unscorable":
-        return Text(f"unscorable: {body['reason']}", style="dim")
+        return [(Text(), Text(f"unscorable: {body['reason']}", style="dim"))]
     if body["kind"] == "closed":
-        return Text("stream closed, nobody watches it now", style="dim")
-    shown = [x for x in body["labels"] if x["positive"]] or body["labels"][:1]
-    text = Text()
-    for i, label in enumerate(shown[:limit]):
+        return [(Text(), Text("stream closed, nobody watches it now", style="dim"))]
+    out = []
+    for label in ([x for x in body["labels"] if x["positive"]] or body["labels"][:1])[:LIMIT]:
         style = COLOURS.get(label["urgency"], "") if label["positive"] else "dim"
         dot = "● " if label["positive"] else "  "
-        text.append(f"{separator if i else ''}{dot}{label['name_ja']} {label['name_en']} ", style=style)
-        text.append(f"{label['probability']:.2f}", style="bold" if label["positive"] else "dim")
-    return text if shown else Text("no label can be assessed from these leads", style="dim")
+        value = Text(f"{label['probability']:.2f}", style="bold" if label["positive"] else "dim")
+        out.append((value, Text(f"{dot}{label['name_ja']} {label['name_en']}", style=style)))
+    return out or [(Text(), Text("no label can be assessed from these leads", style="dim"))]
 
 
 def _leads(body: dict[str, Any]) -> str:
@@ -39,7 +43,8 @@ def line(body: dict[str, Any]) -> Text:
     rate = body.get("quality", {}).get("heart_rate")
     seconds = body["first_sample"] * 1000 // body["layout"]["fs_mhz"]
     head = f"{body['stream']:<12.12} {seconds:>5d} s  {'--' if rate is None else round(rate):>3} bpm  "
-    return Text(head).append(_labels(body))
+    said = (Text.assemble(name, " ", value) if value else name for value, name in _labels(body))
+    return Text(head) + Text(", ").join(said)
 
 
 class FindingsTable:
@@ -57,16 +62,19 @@ class FindingsTable:
 
     def __rich__(self) -> Table:
         table = Table(title=f"{self.title}  ({self.count} findings)", caption=NOTICE, expand=True)
-        for name in ("stream", "at", "signal", "bpm", "labels and probabilities (● above threshold)"):
-            table.add_column(name, no_wrap=name != "signal", ratio=1 if name.startswith("labels") else None)
+        for name in ("stream", "at", "signal", "bpm", "p"):
+            table.add_column(name, no_wrap=name != "signal")
+        table.add_column("label (● above threshold)", no_wrap=True, ratio=1)  # cut off where the terminal is narrow, `p` is not
         for stream, body in sorted(self._rows.items()):
             rate = body.get("quality", {}).get("heart_rate")
             fs = body["layout"]["fs_mhz"]
+            values, names = zip(*_labels(body), strict=True)
             table.add_row(
                 stream,
                 f"{body['first_sample'] * 1000 // fs} s",
                 f"{_leads(body)} {fs / 1000:g} Hz",
                 "--" if rate is None else str(round(rate)),
-                _labels(body, separator="\n"),
+                Text("\n").join(values),
+                Text("\n").join(names),
             )
         return table
