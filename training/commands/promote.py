@@ -71,6 +71,7 @@ def promote(
         ids = [s.id for s in records.labels]
         guarded = set(ids) if protected == "all" else {p.strip() for p in protected.split(",") if p.strip()}
         guarded = guarded or set(work.default_protected(bank) | work.default_protected(ready))
+        work.check_names(ids, guarded, accept or ())  # before the work
         with progress("scoring", 2 * len(records)) as advance:
             (ours, theirs), y, known = work.score([(new, ready), (old, bank)], records, advance)
         patients = [row["patient"] for row in records.index]

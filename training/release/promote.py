@@ -36,6 +36,7 @@ __all__ = [
     "PromoteError",
     "Scores",
     "check_folds",
+    "check_names",
     "compare",
     "default_protected",
     "keep",
@@ -47,6 +48,7 @@ __all__ = [
 MOST_DROP = 0.02  # of a protected label's AUROC, or of sensitivity + specificity at its threshold, without --accept
 LEAST_MACRO = -0.005  # lower end of the interval of the macro difference
 NO_THRESHOLD = "the candidate has no threshold for it and so never calls it positive, the running artifact has one"
+NOTHING = "no option accepts it"
 UNPROTECTED = ("routine", "normal")  # urgencies
 
 Bools = NDArray[np.bool_]
@@ -146,6 +148,13 @@ def score(
     return out, p.y, p.known
 
 
+def check_names(ids: Collection[str], protected: Collection[str], accepted: Collection[str]) -> None:
+    """Raises PromoteError for a name that no artifact has."""
+    for option, names in (("--protected", protected), ("--accept", accepted)):
+        if missing := sorted(set(names) - set(ids)):
+            raise PromoteError(f"{option} {', '.join(missing)}: no label of these artifacts; they have {', '.join(ids)}")
+
+
 def compare(
     candidate: Scores,
     running: Scores,
@@ -161,9 +170,7 @@ def compare(
 
     Raises PromoteError for names that do not exist.
     """
-    for option, names in (("--protected", protected), ("--accept", accepted)):
-        if missing := sorted(set(names) - set(ids)):
-            raise PromoteError(f"{option} {', '.join(missing)}: no label of these artifacts; they have {', '.join(ids)}")
+    check_names(ids, protected, accepted)
     cases = np.arange(len(y)) if cases is None else cases
     positives, negatives = count_cases(y & known, cases), count_cases(~y & known, cases)
     both, testable = candidate.served & running.served, enough(y, known, cases)
@@ -185,11 +192,16 @@ def compare(
     measured = [j for j, label in enumerate(labels) if label.difference is not None]
     values = macro(ours[:, measured]) - macro(theirs[:, measured]) if measured else np.full(1, np.nan)
     low_high = interval(values)
-    reasons = [f"{label.id}: {label.why}" for label in labels if label.state == "refused"]
+    reasons = [f"{label.id}: {label.why}; {_remedy(label)}" for label in labels if label.state == "refused"]
     if low_high is None:
-        reasons.append(f"no label could be compared: none is served by both with {MIN_CASES} positives and negatives")
+        reasons.append(
+            f"no label could be compared: none is served by both with {MIN_CASES} positives and negatives; compare on more "
+            "records"
+        )
     elif low_high[0] < LEAST_MACRO:
-        reasons.append(f"macro AUROC: the interval of the difference begins at {low_high[0]:+.4f}, below {LEAST_MACRO}")
+        reasons.append(
+            f"macro AUROC: the interval of the difference begins at {low_high[0]:+.4f}, below {LEAST_MACRO}; {NOTHING}"
+        )
     return {
         "promoted": not reasons,
         "reasons": reasons,
@@ -206,6 +218,11 @@ def compare(
         "not_testable": [label.id for label in labels if label.state == "not testable"],
         "labels": [vars(label) for label in labels],
     }
+
+
+def _remedy(label: Compared) -> str:
+    """What accepts a refusal of this label."""
+    return NOTHING if label.interval is not None and label.interval[1] < 0 else f"--accept {label.id} accepts it"
 
 
 def _unmeasured(ours: bool, theirs: bool, testable: bool, cases: tuple[int, int]) -> tuple[str, str] | None:

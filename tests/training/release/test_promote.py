@@ -82,7 +82,7 @@ def test_a_drop_of_a_protected_label_must_be_accepted() -> None:
     assert a["difference"] == pytest.approx(-0.75 / 10)  # by hand: 150 of the 2,000 pairs turn round
     assert a["interval"][1] == 0  # a third of the resamples lack the record: the interval holds 0
     assert (decision["promoted"], a["state"]) == (False, "refused")
-    assert "A: AUROC falls by 0.0750, more than 0.02" in decision["reasons"]
+    assert "A: AUROC falls by 0.0750, more than 0.02; --accept A accepts it" in decision["reasons"]
     macro = decision["macro"]
     assert macro["difference"] == pytest.approx(-0.075 / 8)
     unprotected = judged(lower, scores(perfect(y)), y, protected="B")[1]["A"]
@@ -110,6 +110,7 @@ def test_an_interval_below_zero_cannot_be_accepted() -> None:
     assert labels["A"]["interval"][1] < 0
     assert (decision["promoted"], labels["A"]["state"]) == (False, "refused")
     assert "A: AUROC is lower, 95 % interval" in decision["reasons"][0]
+    assert decision["reasons"][0].endswith("; no option accepts it")
 
 
 def test_a_small_fall_is_refused_when_its_interval_lies_below_zero() -> None:
@@ -142,7 +143,9 @@ def test_too_few_positives_are_not_testable_and_never_passed() -> None:
     assert decision["promoted"]
     assert decision["macro"]["labels"] == 1
     decision, _ = judged(scores(poor[:, :1]), scores(perfect(y)[:, :1]), y[:, :1])
-    assert decision["reasons"] == ["no label could be compared: none is served by both with 10 positives and negatives"]
+    assert decision["reasons"] == [
+        "no label could be compared: none is served by both with 10 positives and negatives; compare on more records"
+    ]
     assert not decision["promoted"]
 
 
@@ -164,7 +167,7 @@ def test_a_protected_label_must_not_lose_its_probability() -> None:
     running = scores(perfect(y), [True, True, False, False])
     decision, labels = judged(without, running, y)
     assert {k: v["state"] for k, v in labels.items()} == {"A": "refused", "B": "lost", "C": "new", "D": "not served"}
-    assert "A: the candidate gives it no probability, the running artifact does" in decision["reasons"]
+    assert "A: the candidate gives it no probability, the running artifact does; --accept A accepts it" in decision["reasons"]
     decision, labels = judged(scores(perfect(y), [False, True, True, True]), scores(perfect(y)), y, protected="A", accepted="A")
     assert (decision["promoted"], labels["A"]["state"]) == (True, "accepted")
 
@@ -190,7 +193,9 @@ def test_worse_decisions_at_the_threshold_are_refused_though_the_order_is_the_sa
     assert (a["decisions"]["candidate"], a["decisions"]["running"]) == ([1.0, pytest.approx(90 / 190)], [1.0, 1.0])
     assert a["decisions"]["difference"] == pytest.approx(-100 / 190)
     assert a["decisions"]["interval"][1] < 0
-    assert decision["reasons"] == ["A: at its threshold, sensitivity and specificity go from 1.000 to 1.000 and 1.000 to 0.474"]
+    assert decision["reasons"] == [
+        "A: at its threshold, sensitivity and specificity go from 1.000 to 1.000 and 1.000 to 0.474; --accept A accepts it"
+    ]
     assert judged(alarming, scores(perfect(y)), y, accepted="A")[1]["A"]["state"] == "accepted"
     slightly = scores(perfect(y), threshold=206.5)  # 3 of 190: less than 0.02
     assert judged(slightly, scores(perfect(y)), y)[0]["promoted"]
@@ -313,6 +318,13 @@ def test_a_poor_candidate_is_refused_and_redis_left_alone(prepared: Path, tmp_pa
     assert (told["promoted"], told["published"]) == (False, "")
     with redis_client.Redis.from_url(redis_url) as client:
         client.delete(ACTIVE_KEY)
+
+
+def test_names_are_looked_at_before_the_work(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    candidate = changed(tmp_path, softer)
+    monkeypatch.setattr("training.release.promote.score", lambda *_: pytest.fail("scored"))
+    refused = run(2, candidate, "--against", SHIPPED, "--data", prepared, "--dry-run", "--accept", "AFBI").stderr
+    assert "--accept AFBI: no label of these artifacts" in refused
 
 
 @pytest.mark.usefixtures("few_suffice")
