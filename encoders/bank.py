@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,7 @@ __all__ = [
     "assessable",
     "rests_on_amplitude",
     "tier_of",
+    "tiers_said",
 ]
 
 MAGIC = b"ECGBANK1"
@@ -74,11 +75,14 @@ class BankError(ValueError):
     """Bytes that are not a label bank, or a bank that does not fit; the text gives the two values that differ."""
 
 
-def tier_of(positives: int, held_out: int | None) -> Tier:
-    """How far the evidence of a label goes. positives: in training; held_out: in records that no weight was fitted on."""
+def tier_of(positives: int, held_out: int | None, beyond_chance: bool = True) -> Tier:
+    """How far the evidence of a label goes. positives: in training; held_out: in records that no weight was fitted on.
+
+    beyond_chance: whether the 95 % interval of its AUROC there lies above 0.5; True also where that is not measured yet.
+    """
     if positives < MIN_POSITIVES:
         return "unsupported"
-    enough = positives >= EVALUATED[0] and held_out is not None and held_out >= EVALUATED[1]
+    enough = beyond_chance and positives >= EVALUATED[0] and held_out is not None and held_out >= EVALUATED[1]
     return "evaluated" if enough else "trained"
 
 
@@ -98,6 +102,13 @@ def rests_on_amplitude(codes: Mapping[str, Iterable[str]]) -> bool:
     return any((scheme, code) in VOLTAGE_CODES for scheme, group in codes.items() for code in group)
 
 
+def tiers_said(labels: Iterable[Label]) -> str:
+    """How many labels have which tier, for people."""
+    tiers = [label.tier for label in labels]
+    each = ", ".join(f"{tiers.count(tier)} {tier}" for tier in get_args(Tier))
+    return f"{each} (without a probability)"
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -106,9 +117,9 @@ class Label(_Frozen):
     """One diagnostic statement. bias, calibration (a, b): probability = sigmoid(a * logit + b), logit = scale * cosine + bias.
 
     codes: by scheme ("snomed_ct", "scp"). positives, held_out: records that state it in the training data and among those that
-    no weight was fitted on (None: not counted). tier: ``evaluated`` with at least 30 and 10 of them, ``trained`` with at
-    least 10 training positives, else ``unsupported``: no probability. threshold: on the probability, None where it could not
-    be chosen.
+    no weight was fitted on (None: not counted). tier: ``evaluated`` with at least 30 and 10 of them and an AUROC beyond chance,
+    ``trained`` with at least 10 training positives, else ``unsupported``: no probability. threshold: on the probability, None
+    where it could not be chosen.
     """
 
     id: str = Field(min_length=1, max_length=64)

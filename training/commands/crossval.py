@@ -37,11 +37,13 @@ def crossval(
 
         from training.config import read_config
         from training.data.dataset import DataSet
-        from training.folds import DEVELOPMENT, GROUPS
+        from training.folds import DEVELOPMENT, GROUPS, ProtocolError
         from training.learning import crossval as work
         from training.text.labels import TextBank
         from training.vocabulary import read_vocabulary, select
 
+        if refit and not resume and (out / "final" / "checkpoint.json").exists():  # else told when the four are done
+            raise ProtocolError(f"{out / 'final'} holds a run already; continue it with --resume or give a new --out")
         if threads:
             torch.set_num_threads(threads)
         more = [*(overrides or []), *([f"leave_out={leave_out}"] if leave_out else [])]

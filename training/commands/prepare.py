@@ -71,6 +71,7 @@ def prepare(
         from training.sources.folders import read_source
         from training.vocabulary import read_vocabulary
 
+        work.check_new(out)
         if labels is not None and len(folders) > 1:
             raise SourceError(
                 f"--labels {labels} speaks of one folder, {len(folders)} are given; put it into its folder as labels.csv"

@@ -34,11 +34,11 @@ def report(
         from training.report.one_file import render
 
         beside = work.check_place(out)
+        out.parent.mkdir(parents=True, exist_ok=True)  # what cannot be made is told before the work
         score, records, evidence = open_scorer(target, data, text, tuple(folds or (9,)))
         subject = work.subject_of(target, data, text)
         with progress("scoring", len(records) * len(LEAD_SETS)) as advance:
             found = work.measure(subject, score, records, evidence, command_line(), advance)
-        out.parent.mkdir(parents=True, exist_ok=True)
         for path, body in ((beside, work.told(found)), (out, render(found))):
             write_whole(path, lambda part, body=body: part.write_text(body, encoding="utf-8"))  # type: ignore[misc]
         typer.echo(

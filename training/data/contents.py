@@ -24,7 +24,7 @@ __all__ = ["AGE_BANDS", "SEXES", "SPLITS", "Counts", "count"]
 
 SPLITS = ("train", "calibration", "val", "test")
 COLUMNS = ("source", "patient", "split", "fold", "unit", "mask", "derived", "positive", "unknown", "n_valid")
-LATER = ("sex", "age", "quality", "fs")  # columns that older data sets lack
+LATER = ("sex", "age", "quality", "fs", "window")  # columns that older data sets lack
 LOST = "NU"
 SEXES = {"F": "women", "M": "men", "": "not given"}
 AGE_BANDS = tuple(range(0, 100, 10))  # years; the last is 90 and over
@@ -48,7 +48,8 @@ class Counts:
     patients: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))  # by source
     tables: dict[str, Counter[tuple[str, str]]] = field(default_factory=lambda: defaultdict(Counter))
     ages: Counter[tuple[int, str]] = field(default_factory=Counter)  # (band, sex)
-    development: Counter[str] = field(default_factory=Counter)  # positives of folds 1 to 8
+    development: Counter[str] = field(default_factory=Counter)  # positives of folds 1 to 8, as `count_evidence` counts them
+    long: set[tuple[str, str]] = field(default_factory=set)  # (patient, label) of windows of long recordings among them
     folds: Counter[int] = field(default_factory=Counter)
 
     @property
@@ -88,7 +89,7 @@ def _row(out: Counts, row: Mapping[str, Any], declared: frozenset[str], statemen
             out.labels[label].unknown[split] += 1
         elif label in row["positive"]:
             out.labels[label].true[split] += 1
-            out.development[label] += row["fold"] < VALIDATION_FOLD
+            _evidence(out, row, label)
         else:
             out.labels[label].false[split] += 1
     sex = row.get("sex") or ""
@@ -104,6 +105,16 @@ def _row(out: Counts, row: Mapping[str, Any], declared: frozenset[str], statemen
         ("quality grade", row.get("quality") or ""),
     ):
         out.tables[name][value, split] += 1
+
+
+def _evidence(out: Counts, row: Mapping[str, Any], label: str) -> None:
+    """One positive more, unless it is another window of a patient whose long recordings count already."""
+    if row["fold"] >= VALIDATION_FOLD:
+        return
+    case = (row["patient"], label)
+    out.development[label] += row.get("window") is None or case not in out.long
+    if row.get("window") is not None:
+        out.long.add(case)
 
 
 def _leads(mask: int, derived: int) -> str:

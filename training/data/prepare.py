@@ -35,6 +35,7 @@ __all__ = [
     "INDEX",
     "MANIFEST",
     "PrepareError",
+    "check_new",
     "check_patients",
     "check_sources",
     "file_digest",
@@ -69,6 +70,12 @@ def split_of(fold: int) -> str:
 
 def _place(fold: int) -> str:
     return f"fold {fold} ({split_of(fold)})"
+
+
+def check_new(out: Path) -> None:
+    """Raises PrepareError unless `out` is an empty directory, or none yet."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise PrepareError(f"{out} is not empty; give a new directory")
 
 
 def check_sources(sources: Sequence[Source]) -> None:
@@ -228,8 +235,7 @@ def prepare(
     records = [record for source in sources for record in source.records]
     check_sources(sources)
     check_patients(records)
-    if out.exists() and any(out.iterdir()):
-        raise PrepareError(f"{out} is not empty; give a new directory")
+    check_new(out)
     out.mkdir(parents=True, exist_ok=True)
     skipped = [item for source in sources for item in source.skipped]
     try:

@@ -56,7 +56,8 @@ def _tiles(manifest: Mapping[str, Any], counts: Counts) -> str:
     tiers = Counter(counts.tier(label) for label, c in counts.labels.items() if c.true or c.false)
     patients = sum(len(ids) for ids in counts.patients.values())
     shown = [(manifest["records"], "records"), (patients, "patients"), (len(manifest["skipped"]), "left out")]
-    shown += [(tiers[tier], f"labels {tier}") for tier in ("evaluated", "trained", "unsupported")]
+    shown += [(tiers[tier], f"labels {tier} at best") for tier in ("evaluated", "trained")]
+    shown.append((tiers["unsupported"], "labels unsupported"))
     return "<div class=tiles>" + "".join(f"<div class=tile><b>{number(n)}</b>{what}</div>" for n, what in shown) + "</div>"
 
 
@@ -122,7 +123,8 @@ def _labels(counts: Counts, vocabulary: Sequence[Statement]) -> str:
     text = (
         "<p>Records that state each label. Not annotated is not negative: a record denies a label only where its source "
         "declares it; the rest is unknown and neither trains nor counts. Tiers are the best that folds 1 to 8 allow: 30 "
-        "positives for <i>evaluated</i>, 10 for <i>trained</i>.</p>"
+        "positives for <i>evaluated</i>, 10 for <i>trained</i>; windows of one patient's long recordings count once. "
+        "<code>export</code> decides: what it holds out must have 10 of them, and an AUROC beyond chance.</p>"
     )
     end = f"<p class=muted>Declared, but stated of no record: {escape(', '.join(sorted(never)))}.</p>" if never else ""
     head = ["label", "tier", "", *splits, "denied", "unknown"]

@@ -15,9 +15,11 @@ import numpy as np
 from encoders.bank import MIN_POSITIVES, Label, LabelBank, tier_of
 from training.config import TrainConfig
 from training.data.dataset import DataSet, Floats
-from training.data.targets import count_evidence
+from training.data.targets import Bools, cases_of, count_evidence
+from training.evaluation.bootstrap import interval, resamples
 from training.evaluation.calibration import MIN_THRESHOLD_POSITIVES, apply_platt, best_threshold, fit_platt_all
 from training.evaluation.evaluate import Predictions, model_scorer, predict
+from training.evaluation.metrics import aurocs, beyond_chance, enough
 from training.folds import DEVELOPMENT, GROUPS, ProtocolError, check_development, check_disjoint
 from training.learning.crossval import CrossValidated, fold_config, read_crossval, run_name
 from training.learning.loop import load_trained
@@ -26,7 +28,7 @@ from training.release.quantize import Form, check_auroc, int8_graph, int8_logits
 from training.text.labels import TextBank
 from training.text.rows import BankRows
 
-__all__ = ["HeldOut", "build_bank", "by_crossval", "by_folds", "int8_encoder"]
+__all__ = ["HeldOut", "build_bank", "by_crossval", "by_folds", "check_trained", "int8_encoder"]
 
 # keys in which the exported run may differ from the cross-validated recipe: what it is fitted on and with, and its teacher
 MAY_DIFFER = frozenset(("train_folds", "calibration_folds", "distill", "device", "accumulate", "amp"))
@@ -71,17 +73,23 @@ def by_crossval(directory: Path, config: TrainConfig, train: DataSet) -> HeldOut
     return HeldOut(found.predictions, DataSet(train.directory, train.labels, DEVELOPMENT), DEVELOPMENT, found)
 
 
-def build_bank(model: Trainee, train: DataSet, held_out: HeldOut, text: TextBank, encoder_digest: str) -> LabelBank:
-    """Rows and biases of a run, with tiers, calibration and thresholds from `held_out`. Raises ProtocolError, RowsError."""
-    p, positives, active = held_out.predictions, train.positives(), model.active.numpy()
-    if untrained := [s.id for s, n, a in zip(train.labels, positives, active, strict=True) if n >= MIN_POSITIVES and not a]:
+def check_trained(model: Trainee, train: DataSet) -> None:
+    """Raises ProtocolError, with their names, where labels with evidence were not trained."""
+    each = zip(train.labels, train.positives(), model.active.numpy(), strict=True)
+    if untrained := [s.id for s, n, active in each if n >= MIN_POSITIVES and not active]:
         raise ProtocolError(
             f"{', '.join(untrained)}: {MIN_POSITIVES} or more training positives, but not trained (leave_out, or "
             f"min_positives = {model.config.min_positives}); such a run is not exported"
         )
+
+
+def build_bank(model: Trainee, train: DataSet, held_out: HeldOut, text: TextBank, encoder_digest: str) -> LabelBank:
+    """Rows and biases of a run, with tiers, calibration and thresholds from `held_out`. Raises ProtocolError, RowsError."""
+    check_trained(model, train)
+    p, positives, active = held_out.predictions, train.positives(), model.active.numpy()
     platt = fit_platt_all(p.logits, p.y, p.known, (positives >= MIN_POSITIVES) & active)
     bias, seen = model.bias.detach().numpy(), count_evidence(p.y & p.known, p.index)
-    labels = []
+    better, labels = _beyond_chance(held_out), []
     for j, s in enumerate(train.labels):
         ab, rows = platt[j], p.known[:, j]
         decides = ab is not None and seen[j] >= MIN_THRESHOLD_POSITIVES  # cases, not windows of one recording
@@ -93,7 +101,7 @@ def build_bank(model: Trainee, train: DataSet, held_out: HeldOut, text: TextBank
                 codes=s.codes(),
                 urgency=s.urgency,  # type: ignore[arg-type]
                 leads_needed=s.leads_needed,  # type: ignore[arg-type]
-                tier=tier_of(int(positives[j]), int(seen[j])),
+                tier=tier_of(int(positives[j]), int(seen[j]), bool(better[j])),
                 positives=int(positives[j]),
                 held_out=int(seen[j]),
                 bias=float(bias[j]),
@@ -104,6 +112,17 @@ def build_bank(model: Trainee, train: DataSet, held_out: HeldOut, text: TextBank
     assert isinstance(model.rows, BankRows)  # a supervised run has none, and is refused before
     made = model.rows.made(text.rows_of(train.labels), [s.id for s in train.labels])
     return LabelBank(tuple(labels), model.rows().detach().numpy(), float(model.scale), encoder_digest, text.text, made)
+
+
+def _beyond_chance(held_out: HeldOut) -> Bools:
+    """(L,) whether a label's order of the held-out records is better than chance, as far as their number can tell."""
+    p = held_out.predictions
+    if held_out.crossval is not None:  # measured there, each group calibrated by the others
+        told = held_out.crossval.told["metrics"]["per_label"]
+        return np.array([label in told and beyond_chance(told[label]["auroc_interval"]) for label in p.ids])
+    known = p.known & enough(p.y, p.known, cases_of(p.index))
+    values = aurocs(p.logits, p.y, known, resamples([row["patient"] for row in p.index]))  # (R, L), NaN without cases
+    return np.array([beyond_chance(interval(values[:, j])) for j in range(len(p.ids))])
 
 
 def int8_encoder(

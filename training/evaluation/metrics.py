@@ -21,6 +21,7 @@ __all__ = [
     "MetricError",
     "aurocs",
     "average_precisions",
+    "beyond_chance",
     "decisions",
     "enough",
     "label_metrics",
@@ -31,6 +32,7 @@ __all__ = [
 ]
 
 MIN_CASES = 10  # positives, and negatives, below which a label is not scored
+CHANCE = 0.5  # AUROC
 PREVALENCES = (0.01, 0.05)
 
 Floats = NDArray[np.floating]
@@ -50,6 +52,11 @@ def enough(y: Bools, known: Bools, cases: NDArray[np.int64] | None = None) -> Bo
     if cases is None:
         cases = np.arange(len(y))
     return np.asarray((count_cases(y & known, cases) >= MIN_CASES) & (count_cases(~y & known, cases) >= MIN_CASES))
+
+
+def beyond_chance(low_high: Sequence[float] | None) -> bool:
+    """Whether the interval of an AUROC lies above 0.5; not where it could not be measured."""
+    return low_high is not None and low_high[0] > CHANCE
 
 
 def aurocs(scores: Floats, y: Bools, known: Bools, weights: Weights) -> Weights:

@@ -27,7 +27,7 @@ from training.data.targets import cases_of, count_evidence
 from training.evaluation.bootstrap import interval, resamples
 from training.evaluation.calibration import apply_platt_all, fit_platt_all
 from training.evaluation.evaluate import Evidence, Predictions, judge, model_scorer, predict
-from training.evaluation.metrics import aurocs, enough
+from training.evaluation.metrics import aurocs, beyond_chance, enough
 from training.evaluation.scorers import prevalence_of
 from training.folds import DEVELOPMENT, GROUPS, ProtocolError, check_development, check_disjoint
 from training.learning.loop import Progress, Trained, train
@@ -176,8 +176,9 @@ def _judged(whole: DataSet, p: Predictions, fold: NDArray[np.int8], config: Trai
     calibrated = replace(p, logits=_cross_fitted(p, fold, candidates))
     metrics, _ = judge(calibrated, replace(evidence, platt=identity), weights)
     ever = np.asarray(p.known.any(axis=0))  # trained by any of the models
+    better = {label for label, m in metrics["per_label"].items() if beyond_chance(m["auroc_interval"])}
     support = {
-        s.id: {"training": int(a), "out_of_fold": int(b), "tier": tier_of(int(a) if some else 0, int(b))}
+        s.id: {"training": int(a), "out_of_fold": int(b), "tier": tier_of(int(a) if some else 0, int(b), s.id in better)}
         for s, a, b, some in zip(p.labels, positives, held_out, ever, strict=True)
     }
     out: dict[str, Any] = {"records": len(whole), "support": support, "metrics": metrics}

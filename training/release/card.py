@@ -171,9 +171,10 @@ def _per_label(bank: LabelBank, metrics: dict[str, Any]) -> str:
         cells += [_number(m.get("auprc")), *predictive]
         rows.append("| " + " | ".join(map(str, cells)) + " |")
     least, held = EVALUATED
-    return f"""Labels with a probability. `evaluated`: at least {least} training and {held} held-out positives; `trained`:
-fewer, so that the figures say little. PPV / NPV: by sensitivity and specificity of the reported fold at the threshold, where
-1 %, 5 % or as many as of the training records have the finding. `-`: fewer than 10 positives or negatives, or no threshold.
+    return f"""Labels with a probability. `evaluated`: at least {least} training and {held} held-out positives, there an AUROC
+whose interval lies above 0.5; `trained`: less, so that the figures say little. PPV / NPV: by sensitivity and specificity of
+the reported fold at the threshold, where 1 %, 5 % or as many as of the training records have the finding. `-`: fewer than 10
+positives or negatives, or no threshold.
 
 | {" | ".join(COLUMNS)} |
 |{"---|" * len(COLUMNS)}

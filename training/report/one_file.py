@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from training.evaluation.metrics import beyond_chance
 from training.evaluation.worst import Mistake
 from training.report.ecg_paper import ecg_paper
 from training.report.page import document, number
@@ -130,12 +131,19 @@ def _look(report: Report) -> str:
         have = f"only {', '.join(told)}" if told else "none"
         found.append(f"Critical labels with evidence: {have} of {len(critical)}. Silence about the rest says nothing.")
     if not report.subject.calibrated:
-        found.append("A run before export: its probabilities are not calibrated, and it has no thresholds (0.5 is taken).")
+        found.append(
+            "A run before export: its probabilities are not calibrated, it has no thresholds (0.5 is taken), and no label is "
+            "<i>evaluated</i> yet: held-out positives are counted by <code>export</code>."
+        )
     each = report.full["per_label"]
     weak = sorted(each, key=lambda x: each[x]["auroc"])[:WEAKEST]
     if weak:
         said = ", ".join(f"{x} {each[x]['auroc']:.3f} ({spread(each[x]['auroc_interval'])})" for x in weak)
         found.append(f"Lowest AUROC: {said}.")
+    if chance := sorted(x for x in each if not beyond_chance(each[x]["auroc_interval"])):
+        found.append(
+            f"No better than chance as far as these records tell (the interval does not lie above 0.5): {', '.join(chance)}."
+        )
     few = {x: m["predictive"]["sensitivity"]["value"] for x, m in each.items() if "predictive" in m}
     if missed := sorted((x for x, share in few.items() if share is not None and share < FEW), key=lambda x: few[x]):
         found.append(

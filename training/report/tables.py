@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from training.evaluation.metrics import MIN_CASES, PREVALENCES
+from training.evaluation.metrics import MIN_CASES, PREVALENCES, beyond_chance
 from training.report.figures import Curve, axis, reliability_bins, reliability_figure, roc_figure, span
 from training.report.page import number, table
 from training.report.report import Report, unassessable
@@ -156,6 +156,8 @@ def per_label(report: Report) -> str:
         if m is None:
             rows.append([*cells, "<span class=muted>too few cases here</span>", *support, *[""] * 7])
             continue
+        if not beyond_chance(m["auroc_interval"]):
+            cells[1] += "<br><span class=muted>here no better than chance</span>"
         cells += [span(m["auroc"], m["auroc_interval"]), *support]
         cells += [f"{figure(m['auroc'])}<span class=span>{spread(m['auroc_interval'])}</span>", figure(m["auprc"], 2)]
         ranks = f"{figure(m['top1'], 2)}<br>{figure(m['top5'], 2)}"

@@ -9,6 +9,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
@@ -70,6 +72,20 @@ def test_labels_are_counted_as_they_train(data: Path, vocabulary: tuple[Statemen
     assert counts.ages == {(60, "F"): 1, (90, "M"): 1}
     assert counts.tables["leads"]["I, II, other limb leads derived", "train"] == 2
     assert counts.tables["amplitude"]["lost (NU)", "val"] == 1
+
+
+def test_windows_of_one_patient_are_one_case_for_the_tier(data: Path, vocabulary: tuple[Statement, ...]) -> None:
+    index = data / "index.parquet"
+    rows = [r | {"patient": "p", "fold": 1, "positive": ["SR"], "unknown": []} for r in pq.read_table(index).to_pylist()]
+
+    def tier(windows: tuple[int | None, int | None]) -> str:
+        each = [r | {"window": window} for r in rows[:1] * 20 for window in windows]
+        pq.write_table(pa.Table.from_pylist(each, schema=pq.read_schema(index)), index)
+        return count(data, json.loads((data / "manifest.json").read_text()), vocabulary).tier("SR")
+
+    assert tier((0, 5000)) == "unsupported"
+    assert tier((None, 5000)) == "trained"
+    assert tier((None, None)) == "evaluated"
 
 
 def test_it_agrees_with_what_the_loss_sees(prepared: Path, vocabulary: tuple[Statement, ...]) -> None:
@@ -144,6 +160,8 @@ def test_the_command_prepares_a_folder_with_its_table(shared: Path, unpacked: Pa
     gone = CliRunner().invoke(app, ["prepare", str(inside), "--labels", "your.csv", "--out", str(tmp_path / "e")])
     assert gone.exit_code == 2
     assert f"--labels your.csv: no such file, neither here nor in {inside}" in gone.output.replace("\n", "")
+    late = CliRunner().invoke(app, ["prepare", str(inside), "--labels", "your.csv", "--out", str(out)])
+    assert f"{out} is not empty; give a new directory" in late.output.replace("\n", "")  # before anything is read
     two = CliRunner().invoke(app, ["prepare", str(folder), str(unpacked), "--labels", str(table), "--out", str(tmp_path / "b")])
     assert two.exit_code == 2
     assert "speaks of one folder, 2 are given" in two.output

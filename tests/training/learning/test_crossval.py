@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
+from typer.testing import CliRunner
 
+from training.__main__ import app
 from training.config import ConfigError, TrainConfig
 from training.data.dataset import DataSet
 from training.evaluation.bootstrap import resamples
@@ -186,12 +188,19 @@ def test_a_label_that_no_model_trained_has_no_tier(
 ) -> None:
     whole = DataSet(prepared, labels, DEVELOPMENT)
     fold = np.array([row["fold"] for row in whole.index], dtype=np.int8)
-    logits = np.random.default_rng(0).standard_normal(whole.stated.shape).astype(np.float32)
+    norm = [s.id for s in labels].index("NORM")
+    noise = np.random.default_rng(0).standard_normal(whole.stated.shape).astype(np.float32)
+    logits = noise.copy()
+    logits[:, norm] += whole.targets[0][:, norm]
     runs = [{"held_out": list(group), "not_trained": ["SR"]} for group in GROUPS]
     support = work._judged(whole, work._predictions(whole, logits, fold, runs), fold, TINY)["support"]
     sr = [s.id for s in labels].index("SR")
     assert support["SR"] == {"training": int(whole.positives()[sr]), "out_of_fold": 0, "tier": "unsupported"}
     assert support["NORM"]["tier"] == "evaluated"
+    told = work._judged(whole, work._predictions(whole, noise, fold, runs), fold, TINY)
+    low, high = told["metrics"]["per_label"]["NORM"]["auroc_interval"]
+    assert low < 0.5 < high
+    assert told["support"]["NORM"] == support["NORM"] | {"tier": "trained"}  # cases enough, but no better than chance
     with pytest.raises(ProtocolError, match=r"train_share = 0.5: a learning curve is made by `compare`"):
         crossval(replace(TINY, train_share=0.5), prepared, labels, text, tmp_path)
     with pytest.raises(ConfigError, match=r"superclass_weight: must be 0 with leave_out"):
@@ -219,7 +228,7 @@ def test_the_refit_is_calibrated_by_all_out_of_fold_predictions(
     told = json.loads((done / REPORT).read_text())["support"]
     assert {x.id: x.tier for x in bank.labels} == {k: v["tier"] for k, v in told.items()}
     assert {x.id: x.held_out for x in bank.labels} == {k: v["out_of_fold"] for k, v in told.items()}
-    assert {"evaluated", "trained", "unsupported"} == {x.tier for x in bank.labels}
+    assert {"trained", "unsupported"} == {x.tier for x in bank.labels}  # one epoch orders nothing beyond chance
     assert bank.made is not None
     assert bank.made.sentences == hashlib.sha256(text.rows_of(labels).tobytes()).hexdigest()
     assert any(x.threshold is not None for x in bank.labels)
@@ -228,6 +237,16 @@ def test_the_refit_is_calibrated_by_all_out_of_fold_predictions(
     alone = build_bank(model, whole, replace(held_out, predictions=replace(p, index=windows)), text, "ab" * 32)
     assert {x.tier for x in alone.labels} == {"trained", "unsupported"}
     assert all(x.threshold is None for x in alone.labels)  # however many windows, it is one heart
+    told_apart = np.random.default_rng(0).standard_normal(p.y.shape).astype(np.float32)
+    by_chance, by_truth = (
+        build_bank(
+            model, whole, replace(held_out, crossval=None, predictions=replace(p, logits=x.astype(np.float32))), text, "ab" * 32
+        )
+        for x in (told_apart, told_apart + 3 * p.y)
+    )
+    good = {x.id for x in by_truth.labels if x.tier == "evaluated"}
+    assert {"NORM", "SR"} <= good
+    assert len(good & {x.id for x in by_chance.labels if x.tier == "evaluated"}) < 0.2 * len(good)
     with pytest.raises(ProtocolError, match=r"cross-validated another recipe: lr: 0\.001 there, 0\.002 here"):
         by_crossval(done, replace(model.config, lr=0.002), whole)
     with pytest.raises(ProtocolError, match=r"fitted on folds 3, 4, 5, 6, 7, 8; .*crossval --refit"):
@@ -262,3 +281,12 @@ def test_the_report_is_that_of_the_stored_predictions(done: Path, prepared: Path
     counted = p.known & np.array([found.told["support"][i]["tier"] != "unsupported" for i in p.ids])
     raw = macro_auroc(p.logits, p.y, counted, resamples([row["patient"] for row in p.index], 1))[0]
     assert told["macro_auroc"] == pytest.approx(raw, abs=0.05)
+
+
+def test_a_refit_that_is_there_already_is_refused_before_the_four_are_trained(tmp_path: Path) -> None:
+    (tmp_path / "final").mkdir()
+    (tmp_path / "final" / "checkpoint.json").touch()
+    places = ["--data", str(tmp_path / "data"), "--text", str(tmp_path / "text"), "--out", str(tmp_path)]
+    told = CliRunner().invoke(app, ["crossval", *places, "--refit"])
+    assert told.exit_code == 2
+    assert "holds a run already; continue it with --resume" in told.output.replace("\n", " ")

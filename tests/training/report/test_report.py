@@ -235,6 +235,17 @@ def test_the_head_warns(made: Report) -> None:
     assert "The card of EQUES/MedLLama3-JP-v2 forbids medical use" in text
 
 
+def test_a_label_no_better_than_chance_is_not_called_evaluated_without_remark(made: Report) -> None:
+    twelve = made.full
+    each = {**twelve["per_label"], "AFIB": {**twelve["per_label"]["AFIB"], "auroc": 0.56, "auroc_interval": [0.49, 0.62]}}
+    sets = {**made.metrics["lead_sets"], "12": {**twelve, "per_label": each}}
+    evaluated = tuple("evaluated" if tier == "trained" else tier for tier in made.subject.tiers)
+    page = render(replace(made, metrics={**made.metrics, "lead_sets": sets}, subject=replace(made.subject, tiers=evaluated)))
+    assert "No better than chance as far as these records tell (the interval does not lie above 0.5): AFIB." in page
+    assert page.count("evaluated</span><br><span class=muted>here no better than chance</span>") == 1
+    assert "better than chance" not in render(made)
+
+
 def test_what_falls_behind_by_more_than_chance_is_named(made: Report) -> None:
     metrics = json.loads(json.dumps(made.metrics))
     metrics["lead_sets"]["I+II"]["loss"] = {"labels": 2, "value": 0.01, "interval": [-0.002, 0.02]}
@@ -368,6 +379,13 @@ def test_the_page_is_not_written_where_it_would_change_something(data: Path, tmp
     (tmp_path / "d.html").mkdir()
     assert "is a directory" in run(SHIPPED, "--data", data, "--out", tmp_path / "d.html", code=2).stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["d.html", "manifest.json"]
+
+
+def test_a_place_that_cannot_be_is_refused_before_the_work(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("training.evaluation.scorers.open_scorer", lambda *_: pytest.fail("opened"))
+    arguments = ["report", str(SHIPPED), "--data", str(data), "--out", str(tmp_path / "file" / "report.html")]
+    assert CliRunner().invoke(app, arguments).exit_code == 2
 
 
 def test_help_says_that_the_page_holds_recordings() -> None:
