@@ -15,6 +15,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from encoders.artifact import Artifact
+from encoders.bank import tiers_said
 from encoders.recordings import Recording, RecordingError, find_recordings, read_recording
 from stream_worker.backend import opened
 from stream_worker.errors import BadInput, ConfigError
@@ -116,12 +117,28 @@ def demo(
     recordings = [_read(path, _lead_map(lead)) for given in record for path in find_recordings(given)]
     sources = [recorded(r, r.name, "1", session_start_ns(r), seconds) for r in recordings] or simulated(seconds, seed)
     model = load_model(settings)
+    err.print(
+        f"serving {model.directory}, digest {model.digest}, labels: {tiers_said(model.bank().labels)}",
+        style="dim",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
     table = FindingsTable("ecg-worker demo")
     out = Console()
     with _watching(table, json, out) as (on_finding, tick):
         asyncio.run(_demo(sources, model, settings, speed, kafka, redis, on_finding, tick))
     if not json and not out.is_terminal:
         out.print(table)
+    given = f" --artifact {artifact}" if artifact else ""
+    err.print(
+        f"next: recordings of your own, `ecg-worker replay RECORDING{given}`; your cluster, `ecg-worker check`; then "
+        f"`{f'ECG_ARTIFACT={artifact} ' if artifact else ''}ecg-worker run`",
+        style="dim",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 @contextlib.contextmanager

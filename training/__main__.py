@@ -46,9 +46,9 @@ The six steps, each reading what the one before wrote:
 
     ecg-train evaluate runs/first --data runs/data --text runs/text
 
-    ecg-train export   runs/first --data runs/data --text runs/text --out deploy/model
+    ecg-train export   runs/first --data runs/data --text runs/text --out runs/model
 
-    ecg-train publish  deploy/model --redis redis://localhost:6379/0
+    ecg-train publish  runs/model --redis redis://localhost:6379/0
 
 docs/training.md walks through them. Research software, not a medical device.""",
 )
@@ -256,6 +256,7 @@ def export(
             raise work.ExportError(
                 f"{run}: {trained.state['epoch']} of {trained.model.config.epochs} epochs are done; train --resume"
             )
+        work.check_exportable(trained.model, records)
         settings = trained.model.config
         if crossval is None and not settings.calibration_folds:
             raise work.ExportError(f"{run}: fitted on all of folds 1 to 8, none is left to calibrate on; give --crossval")
@@ -272,8 +273,7 @@ def export(
             made = work.export(
                 trained.model, records, held_out, report, bank, out, "\n".join(commands), fp32, safetensors, forms, advance
             )
-        size = sum(path.stat().st_size for path in made.iterdir())
-        typer.echo(f"{made}: {size / 1e6:.2f} MB, verified and opened")
+        typer.echo(work.said(made))
 
 
 app.command("publish")(publish_command)

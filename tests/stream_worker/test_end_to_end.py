@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 
+from encoders.artifact import Artifact
+from stream_worker.settings import load_settings
 from stream_worker.wire import schema
 from tests.processes import WORKER, World
 
@@ -64,9 +67,7 @@ def test_the_same_recording_through_kafka_gives_the_same_windows_ids_and_scores(
 def _publish_shipped_bank(redis_url: str) -> None:
     import asyncio
 
-    from encoders.artifact import Artifact
     from stream_worker.labels import publish_bank
-    from stream_worker.settings import load_settings
 
     asyncio.run(publish_bank(redis_url, Artifact.load(load_settings().artifact_dir()).bank()))
 
@@ -78,6 +79,11 @@ def test_demo_prints_findings_of_every_device_and_exits_0() -> None:
         jsonschema.validate(body, schema("finding"))
     assert len({x["stream"] for x in bodies}) == 6
     assert len([x for x in bodies if x["kind"] == "scored"]) == 12
+    served = Artifact.load(load_settings().artifact_dir())
+    assert f"serving {served.directory}, digest {served.digest}, labels: " in done.stderr
+    tiers = Counter(label.tier for label in served.bank().labels)
+    assert f"{tiers['evaluated']} evaluated, {tiers['trained']} trained, {tiers['unsupported']} unsupported" in done.stderr
+    assert "next: recordings of your own, `ecg-worker replay RECORDING`" in done.stderr
 
 
 def test_demo_of_a_recording_over_real_services(mitdb: Path, kafka: str, redis_url: str) -> None:

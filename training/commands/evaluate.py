@@ -67,7 +67,7 @@ def _held_out(target: Path, data: Path, text: Path | None, folds: tuple[int, ...
 
     score, records, evidence = open_scorer(target, data, text, folds)
     with progress("scoring", len(records) * len(work.LEAD_SETS)) as advance:
-        return work.evaluate(score, records, evidence, advance=advance)
+        return {"folds": sorted(set(folds)), **work.evaluate(score, records, evidence, advance=advance)}
 
 
 def _zero_shot(target: Path, data: Path, text: Path | None, folds: tuple[int, ...]) -> dict[str, Any]:

@@ -92,7 +92,11 @@ def show_metrics(metrics: dict[str, Any]) -> None:
     from training.evaluation.metrics import MIN_CASES
 
     counted = f"counted: labels with {MIN_CASES} positives and {MIN_CASES} negatives that the leads allow to assess"
-    table = Table(title=f"{metrics['records']} records", caption=counted)
+    folds = ", ".join(map(str, metrics["folds"]))
+    each = [entry["per_label"] for entry in metrics["lead_sets"].values()]
+    ids = list(dict.fromkeys(label for labels in each for label in labels))
+    title = f"fold {folds}: {metrics['records']} records of {metrics['patients']} patients, {len(ids)} labels counted"
+    table = Table(title=title, caption=counted)
     for name in ("leads", "labels", "macro AUROC", "95 %", "same labels, 12 leads", "macro AUPRC", "top-1", "top-5"):
         table.add_column(name, justify="right", no_wrap=name == "95 %")
     for name, entry in metrics["lead_sets"].items():
@@ -102,6 +106,7 @@ def show_metrics(metrics: dict[str, Any]) -> None:
         shown = ["-" if v is None else f"{v:.3f}" for v in (entry["macro_auroc"], *values)]
         table.add_row(name, str(entry["labels"]), shown[0], span, *shown[1:])
     Console().print(table)
+    Console().print(f"labels: {', '.join(ids) or 'none'}", highlight=False)
     calibration = metrics["lead_sets"].get("12", {}).get("calibration", {})
     if "slope" in calibration:
         told = (("slope", "slope"), ("error", "ece"), ("noise alone", "ece_floor"))

@@ -28,12 +28,12 @@ from encoders.artifact import (
     TrainingInfo,
     write_golden,
 )
-from encoders.bank import LabelBank
+from encoders.bank import LabelBank, tiers_said
 from encoders.model import ARCHITECTURES, count_multiply_adds, count_parameters, receptive_field_s
 from encoders.signal import FS, LEADS, WINDOW
 from training.data.dataset import DataSet
 from training.evaluation.evaluate import evaluate, model_scorer
-from training.evaluation.held_out import HeldOut, build_bank, int8_encoder
+from training.evaluation.held_out import HeldOut, build_bank, check_trained, int8_encoder
 from training.evaluation.scorers import evidence_of_bank, prevalence_of
 from training.learning.trainee import Trainee
 from training.release.card import model_card
@@ -42,7 +42,7 @@ from training.release.onnx_graph import encoder_graph
 from training.release.quantize import Form
 from training.text.labels import TextBank
 
-__all__ = ["ExportError", "export"]
+__all__ = ["ExportError", "check_exportable", "export", "said"]
 
 GOLDEN_COSINE = 0.999  # float16 weights give 0.99999; int8 passes, another model does not
 PARITY_COSINE = 0.9999  # the written graph against the torch model
@@ -51,6 +51,13 @@ KEPT = ("folds", "train_records", "calibration_records", "cross_validated", "sou
 
 class ExportError(ValueError):
     """The run cannot become an artifact; the text gives both values."""
+
+
+def check_exportable(model: Trainee, train: DataSet) -> None:
+    """What can be refused before anything is scored. Raises ExportError, ProtocolError."""
+    if model.config.objective == "supervised":
+        raise ExportError("a supervised run has no label bank: it is a reference; train with another objective")
+    check_trained(model, train)
 
 
 def export(
@@ -71,8 +78,7 @@ def export(
     fp32, safetensors, int8: optional files. advance is told how many records were scored: of held_out once for each of int8, of
     report by lead set. Raises ExportError, ArtifactError, ProtocolError, RowsError, and QuantizeError before fold 9 is scored.
     """
-    if model.config.objective == "supervised":
-        raise ExportError("a supervised run has no label bank: it is a reference; train with another objective")
+    check_exportable(model, train)
     out.mkdir(parents=True, exist_ok=True)
     part = out / ".part"
     shutil.rmtree(part, ignore_errors=True)
@@ -102,6 +108,23 @@ def export(
         return _finish(part, out, manifest, model, x)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def said(made: Path) -> str:
+    """What `export` made and what comes next, for people. made: its directory."""
+    artifact = Artifact.load(made)
+    size = sum(path.stat().st_size for path in made.iterdir())
+    lines = [
+        f"{made}: {size / 1e6:.2f} MB, verified and opened",
+        f"digest {artifact.digest}",
+        f"labels: {tiers_said(artifact.bank().labels)}",
+        f"next: read {made / 'MODEL_CARD.md'}; try it with `ecg-worker demo --artifact {made}`; compare it with what runs by "
+        f"`ecg-train promote {made} --against RUNNING --data DATA`",
+    ]
+    others = [path.parent.name for path in sorted(made.parent.glob("*/manifest.json")) if path.parent != made]
+    if others:
+        lines.append(f"{made.parent} holds {', '.join(others)} too: name the folder {made.name} itself, not {made.parent}")
+    return "\n".join(lines)
 
 
 def _optional(
