@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Mapping
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,7 @@ class OvGraph:
     """A graph in OpenVINO, float32 throughout where it is not 8-bit. Raises ValueError where it cannot be loaded."""
 
     def __init__(self, graph: bytes, plan: Plan) -> None:
-        import openvino as ov
-
-        core: Any = ov.Core()
+        core = _core()
         settings = {
             "INFERENCE_PRECISION_HINT": "f32",
             "INFERENCE_NUM_THREADS": plan.threads * plan.calls,
@@ -48,6 +47,15 @@ class OvGraph:
             return [np.array(request.get_output_tensor(i).data) for i in range(len(self.outputs))]
         finally:
             self._free.put(request)
+
+
+@cache
+def _core() -> Any:
+    """One for the whole process. Where the last of them goes in another thread than the first came in, the CPU plugin frees the
+    alternate signal stack that it gave to that other thread: the next signal, a SIGTERM, kills the process (seen in 2026.4)."""
+    import openvino as ov
+
+    return ov.Core()
 
 
 def _ports(some: Any) -> list[Port]:

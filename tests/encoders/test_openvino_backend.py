@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -41,6 +43,31 @@ def test_the_same_embeddings(form: str, tmp_path: Path) -> None:
         assert encoder.encode(x[:0]).shape == (0, 16)
     with pytest.raises(RuntimeError, match="closed"):
         encoder.encode(x)
+
+
+_ENDED_ELSEWHERE = """
+import faulthandler, gc, hashlib, os, pathlib, signal, sys, threading
+from encoders.openvino_backend import OpenVinoEncoder
+
+faulthandler.enable()  # gives the main thread an alternate signal stack, as the plugin does
+path = pathlib.Path(sys.argv[1])
+held = [OpenVinoEncoder(path, hashlib.sha256(path.read_bytes()).hexdigest(), 1)]
+other = threading.Thread(target=lambda: (held.pop().close(), gc.collect()))
+other.start()
+other.join()
+signal.signal(signal.SIGTERM, lambda *_: print("drained"))
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+@installed
+def test_a_signal_is_survived_when_an_encoder_has_ended_in_another_thread(tmp_path: Path) -> None:
+    path = tmp_path / "encoder.onnx"
+    path.write_bytes(encoder_graph(EcgEncoder(EncoderConfig(dim=16)).eval()))
+    done = subprocess.run(
+        [sys.executable, "-c", _ENDED_ELSEWHERE, str(path)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "drained\n"), done.stderr[-2000:]
 
 
 @installed
