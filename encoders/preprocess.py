@@ -98,7 +98,7 @@ def calibrate(samples: NDArray[np.int16], layout: Layout) -> Calibrated:
     span = (highest.astype(np.float32) - lowest) / gain[:, 0]
     flat = usable & (span <= (FLAT_MV if layout.unit == "mV" else 0.0))
     usable &= ~flat
-    if usable.any() and 2 * (span > LARGEST_MV).sum() > (highest > ABSENT).sum() and _too_large(samples, layout):
+    if span.max() > LARGEST_MV and usable.any() and _too_large(samples, layout, span):
         return Calibrated(mv, np.zeros(n, dtype=bool), filled, flat, "amplitude")
     order = ("missing_head", "gap", "sparse")
     why = None if usable.any() else next((r for r in order if r in reasons), "flat")
@@ -119,10 +119,14 @@ def sizes(samples: NDArray[np.int16], layout: Layout) -> Floats:
     return np.asarray(np.median(span, axis=1) / np.array(layout.gain), dtype=np.float32)
 
 
-def _too_large(samples: NDArray[np.int16], layout: Layout) -> bool:
-    """Whether most recorded leads are too large to be in mV. A second pass, for windows whose whole range is as large."""
-    mv = sizes(samples, layout) if layout.unit == "mV" else np.empty(0)
-    return bool(2 * (mv > LARGEST_MV).sum() > (mv >= 0).sum())
+def _too_large(samples: NDArray[np.int16], layout: Layout, span: Floats) -> bool:
+    """Whether most recorded leads are too large to be in mV. span: (C,) over the whole window; a second pass over the samples
+    only where that allows it.
+    """
+    recorded = 0.5 * (samples.max(axis=1) > ABSENT).sum()
+    if layout.unit != "mV" or (span > LARGEST_MV).sum() <= recorded:
+        return False
+    return bool((sizes(samples, layout) > LARGEST_MV).sum() > recorded)
 
 
 def _fill(lead: Floats, absent: NDArray[np.bool_], longest: int) -> str | None:
