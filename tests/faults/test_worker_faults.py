@@ -185,8 +185,8 @@ def test_redis_absent_then_there_then_lost_then_with_other_labels(own: LocalServ
     world = World(own.kafka, own.redis)
     world.command("topics", "--apply", "--partitions", "1")
     with world.worker() as worker:
-        worker.until(lambda: worker.get("/readyz")[0] == 503)
-        assert "no label bank yet" in worker.get("/readyz")[1]
+        worker.until(lambda: "no label bank yet" in worker.get("/readyz")[1])
+        assert worker.get("/readyz")[0] == 503
         own.start_redis()
         time.sleep(1.0)
         assert worker.get("/readyz")[0] == 503  # Redis is there, a bank is not
