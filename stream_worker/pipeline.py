@@ -13,6 +13,7 @@ import gc
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
 
 import structlog
 
@@ -35,7 +36,7 @@ __all__ = ["Pipeline"]
 log = structlog.get_logger(__name__)
 POLL_MS = 200
 POLL_RECORDS = 2000
-SLICE = 64  # records cut at a stretch; between two stretches the event loop reads its sockets
+SLICE = 64  # records cut at a stretch, partitions in turn; between two stretches the event loop reads its sockets
 PATIENCE_S = 0.5  # waited for the scorer before partitions are paused
 STALLED_S = 60.0  # a stage without a beat for this long is not alive
 
@@ -173,11 +174,13 @@ class Pipeline:
                 raise self.holdings.failure
             await self._throttle()
             polled = await self._poll() if self._crowded or not self._uncut else {}
+            by_part = []
             for part in self.holdings.ready():
                 records = polled.get(part.number, ())
                 if records:
                     part.delivered = records[-1].offset + 1
-                self._uncut += ((part, records[at : at + SLICE]) for at in range(0, len(records), SLICE))
+                by_part.append([(part, records[at : at + SLICE]) for at in range(0, len(records), SLICE)])
+            self._uncut += (one for turn in zip_longest(*by_part) for one in turn if one is not None)
             await self._cut()
             await self._ends.look(self._clock(), {*polled, *(part.number for part, _ in self._uncut)})
             self._outage.look(self._clock())

@@ -492,3 +492,21 @@ def test_one_deadline_for_all_steps() -> None:
     assert deadline.left() == 2.0
     now[0] = 9.0
     assert deadline.left() == 0.0
+
+
+async def test_a_full_partition_lets_the_others_have_their_turn() -> None:
+    log = MemoryLog(TOPICS)
+    for partition, count in ((0, 640), (1, 64)):
+        for _ in range(count):
+            log.append_to("ecg.chunks", partition, b"key", b"no chunk")
+    p, turns = pipeline(log), list[int]()
+    submit = p.scoring.submit
+
+    def seen(work: Any) -> None:
+        turns.append(work.part.number)
+        submit(work)
+
+    p.scoring.submit = seen  # type: ignore[method-assign]
+    async with running(p):
+        await until(lambda: len(turns) == 11)
+    assert turns.index(1) < 2

@@ -32,7 +32,9 @@ async def test_what_stands_behind_an_open_transaction_is_read_back_once_that_end
             await other.send_and_wait(world.findings, b"theirs", partition=0)
             await broker.fence(0)
             await broker.transact(0, [Outgoing(world.findings, 0, b"k", b"ours")], lambda offsets: Position(1))
-            with pytest.raises(BrokerUnavailable, match=r"offsets 0 to [23] cannot be read yet: a transaction of another producer"):
+            with pytest.raises(
+                BrokerUnavailable, match=r"offsets 0 to [23] cannot be read yet: a transaction of another producer"
+            ):
                 [record async for record, _ in broker.read_back(world.findings, 0, 0)]
             reading = asyncio.create_task(_values(broker, world))
             await asyncio.sleep(0.5)
