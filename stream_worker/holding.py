@@ -85,7 +85,8 @@ class Holdings:
                 self._recoveries[part].cancel()
         drained = False
         try:
-            drained = await asyncio.wait_for(self._last_words(parts), timeout=REVOKE_S)
+            async with asyncio.timeout(REVOKE_S):
+                drained = await self._last_words(parts)
         except TimeoutError:
             log.warning("the last commit of revoked partitions did not come through", partitions=sorted(numbers))
         finally:

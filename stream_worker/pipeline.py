@@ -124,7 +124,8 @@ class Pipeline:
         parts = list(self.holdings.parts.values())
         dry = await self._dry(parts, deadline)
         try:
-            await asyncio.wait_for(self.publisher.commit(parts), timeout=max(1.0, deadline.left()))
+            async with asyncio.timeout(max(1.0, deadline.left())):
+                await self.publisher.commit(parts)
         except TimeoutError:
             log.warning("the last commit did not come through: the next worker reads a little again")
         log.info("stopped", drained=dry, findings=self.publisher.published)
@@ -142,7 +143,8 @@ class Pipeline:
                     stage.result()
             await asyncio.sleep(0.01)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.publisher.settle(parts), timeout=deadline.left())
+                async with asyncio.timeout(deadline.left()):
+                    await self.publisher.settle(parts)
         return not any(part.in_flight for part in parts)
 
     def live(self) -> list[str]:

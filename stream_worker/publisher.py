@@ -58,7 +58,8 @@ class Publisher:
         while True:
             self.beat = self._clock()
             try:
-                batch = await asyncio.wait_for(self.queue.get(), timeout=1.0)
+                async with asyncio.timeout(1.0):
+                    batch = await self.queue.get()
             except TimeoutError:
                 continue
             await self._hand_on(batch)

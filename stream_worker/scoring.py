@@ -57,7 +57,8 @@ class Scoring:
             wait = batcher.wait(self.beat)
             if wait is None or wait > 0:
                 try:
-                    work = await asyncio.wait_for(self._queue.get(), timeout=1.0 if wait is None else wait)
+                    async with asyncio.timeout(1.0 if wait is None else wait):
+                        work = await self._queue.get()
                 except TimeoutError:
                     continue
                 batcher.add(work, len(work.events), self._clock())

@@ -97,7 +97,8 @@ async def follow(
 
 async def _connect(client: Any, bootstrap: str) -> None:
     try:
-        await asyncio.wait_for(client.start(), CONNECT_S)
+        async with asyncio.timeout(CONNECT_S):
+            await client.start()
     except (KafkaError, TimeoutError) as error:
         await client.stop()
         raise BrokerUnavailable(

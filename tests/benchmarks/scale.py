@@ -164,7 +164,8 @@ async def _first_finding(settings: Settings) -> float:
             await reader.position(partition)  # reads from here on, whatever is written meanwhile
         began = time.monotonic()
         async with worker_process(settings):
-            await asyncio.wait_for(reader.getone(), 60)
+            async with asyncio.timeout(60):
+                await reader.getone()
             return time.monotonic() - began
     finally:
         await reader.stop()

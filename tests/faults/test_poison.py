@@ -150,7 +150,8 @@ async def test_an_engine_that_fails_for_every_window_ends_the_worker_and_gives_n
     for stream in range(8):
         log.append("ecg.chunks", *message(L, 0, X[:, :5000], f"s{stream}"))
     with pytest.raises(RuntimeError, match="does not like"):
-        await asyncio.wait_for(pipeline(log, encoder).run(), 20)
+        async with asyncio.timeout(20):
+            await pipeline(log, encoder).run()
     assert published(log) == []
     encoder.dead = False
     async with running(pipeline(log, encoder)):

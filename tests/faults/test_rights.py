@@ -43,7 +43,8 @@ async def test_every_missing_right_is_named_with_principal_operation_and_resourc
     ]
     for kind, name, operation in needed:
         with pytest.raises(ConfigError) as raised:
-            await asyncio.wait_for(worker(cluster, given).run(), 60)
+            async with asyncio.timeout(60):
+                await worker(cluster, given).run()
         said = str(raised.value)
         if (name, operation) == (cluster.letters, "Write"):
             assert "no right to Write any topic" in said  # before it is known which

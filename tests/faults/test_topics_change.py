@@ -69,5 +69,6 @@ async def test_a_topic_that_is_deleted_ends_the_worker_with_its_name(
     await delete_topics(kafka, [topic])
     await until(lambda: any(topic in why for why in p.ready()) or task.done(), 60)
     with pytest.raises(ConfigError, match=f"topic {topic} is gone from .*, it was deleted") as raised:
-        await asyncio.wait_for(task, 60)
+        async with asyncio.timeout(60):
+            await task
     assert raised.value.exit_code == 2

@@ -410,7 +410,8 @@ async def test_an_outage_beyond_the_limit_ends_the_worker_with_a_clear_error() -
     await until(lambda: p.ready() == [])
     log.available = False
     with pytest.raises(BrokerUnavailable, match="has not answered for"):
-        await asyncio.wait_for(task, 20)
+        async with asyncio.timeout(20):
+            await task
 
 
 async def test_a_slow_encoder_pauses_reading_and_bounds_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:

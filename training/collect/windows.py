@@ -162,8 +162,9 @@ async def _consumer(
     admin = AIOKafkaAdminClient(**common)
     consumer = AIOKafkaConsumer(isolation_level="read_committed", enable_auto_commit=False, **common)
     try:
-        await asyncio.wait_for(admin.start(), CONNECT_S)
-        await asyncio.wait_for(consumer.start(), CONNECT_S)
+        async with asyncio.timeout(CONNECT_S):
+            await admin.start()
+            await consumer.start()
     except (KafkaError, TimeoutError) as error:
         await asyncio.gather(consumer.stop(), admin.close(), return_exceptions=True)
         raise CollectError(f"kafka at {bootstrap} does not answer ({type(error).__name__}): check the address") from None
