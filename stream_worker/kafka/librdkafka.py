@@ -25,6 +25,7 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.admin._listoffsets import OffsetSpec
 
 from stream_worker.errors import BrokerUnavailable, ConfigError, WorkerError
+from stream_worker.kafka.stable import PATIENCE_S
 from stream_worker.seam import Position
 
 __all__ = ["METADATA_AGE_MS", "REFUSED", "Questions", "configuration", "refusal"]
@@ -152,19 +153,19 @@ class Questions:
         return int((await self._answer(*asked.values())).offset)
 
     async def committed(self, topic: str, partition: int) -> Position | None:
-        """The group's commit with its metadata, when no transaction can change it any more."""
-        deadline = time.monotonic() + self._timeout_s
+        """The group's commit with its metadata, as `stable.stable_commit` gives it."""
+        deadline = time.monotonic() + PATIENCE_S
         while True:
-            found = await self._asked_commit(topic, partition)
+            found = await self._asked_commit(topic, partition, time.monotonic() < deadline)
             if found.error is None:
                 return None if found.offset < 0 else Position(found.offset, _metadata(found))
-            if found.error.code() != KafkaError.UNSTABLE_OFFSET_COMMIT or time.monotonic() > deadline:
+            if found.error.code() != KafkaError.UNSTABLE_OFFSET_COMMIT:
                 raise refusal(found.error, self._bootstrap)
             await asyncio.sleep(_UNSTABLE_S)
 
-    async def _asked_commit(self, topic: str, partition: int) -> TopicPartition:
+    async def _asked_commit(self, topic: str, partition: int, stable: bool) -> TopicPartition:
         wanted = ConsumerGroupTopicPartitions(self._group, [TopicPartition(topic, partition)])
-        asked = self._admin.list_consumer_group_offsets([wanted], require_stable=True, request_timeout=self._timeout_s)
+        asked = self._admin.list_consumer_group_offsets([wanted], require_stable=stable, request_timeout=self._timeout_s)
         try:
             found: TopicPartition = (await self._answer(*asked.values())).topic_partitions[0]
         except KafkaException as error:

@@ -1,12 +1,14 @@
 """A group's commit that nothing can change any more: OffsetFetch with `require_stable` (KIP-447), which aiokafka does not know.
 
 Without it a coordinator that was killed straight after it had acknowledged a transaction, and has come back, tells the commit
-before that one, even to the producer that has fenced the former owner; with it, it says that the offset is not stable yet.
+before that one, even to the producer that has fenced the former owner; with it, it says that the offset is not stable yet. Now
+and then it goes on saying so until the group's next transaction has ended, so that one must not wait for ever.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 
 from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
@@ -25,9 +27,9 @@ from aiokafka.protocol.types import (
 
 from stream_worker.seam import Position
 
-__all__ = ["stable_commit"]
+__all__ = ["PATIENCE_S", "stable_commit"]
 
-_RETRY_S = 0.2
+PATIENCE_S, _RETRY_S = 8.0, 0.2
 _UNSTABLE = 88  # UNSTABLE_OFFSET_COMMIT, unknown to aiokafka
 
 
@@ -70,28 +72,29 @@ class _Struct(RequestStruct):  # type: ignore[misc]
 class _Ask(Request[_Struct]):  # type: ignore[misc]
     API_KEY = 9
 
-    def __init__(self, group: str, tp: TopicPartition) -> None:
-        self._group, self._tp = group, tp
+    def __init__(self, group: str, tp: TopicPartition, stable: bool) -> None:
+        self._group, self._tp, self._stable = group, tp, stable
 
     def build(self, request_struct_class: type[_Struct]) -> _Struct:
-        return request_struct_class(self._group, [(self._tp.topic, [self._tp.partition], {})], True, {})
+        return request_struct_class(self._group, [(self._tp.topic, [self._tp.partition], {})], self._stable, {})
 
 
 async def stable_commit(admin: AIOKafkaAdminClient, group: str, tp: TopicPartition) -> Position | None:
-    """None where the group has committed nothing. Asks again, without limit, while its coordinator starts or a transaction
-    ends; raises what else aiokafka does."""
+    """None where the group has committed nothing. Asks again, without limit, while its coordinator starts, and for PATIENCE_S
+    while a transaction ends: after that it is content with the commit before. Raises what else aiokafka does."""
+    deadline = time.monotonic() + PATIENCE_S
     while True:
         try:
-            return await _asked(admin, group, tp)
+            return await _asked(admin, group, tp, time.monotonic() < deadline)
         except KafkaError as error:
             if not error.retriable:
                 raise
             await asyncio.sleep(_RETRY_S)
 
 
-async def _asked(admin: AIOKafkaAdminClient, group: str, tp: TopicPartition) -> Position | None:
+async def _asked(admin: AIOKafkaAdminClient, group: str, tp: TopicPartition, stable: bool) -> Position | None:
     coordinator = await admin.find_coordinator(group)
-    answer = await admin._send_request(_Ask(group, tp), coordinator)
+    answer = await admin._send_request(_Ask(group, tp, stable), coordinator)
     _raise(answer.error_code)
     ((_, ((_, offset, _, metadata, code, _),), _),) = answer.topics
     _raise(code)

@@ -249,8 +249,11 @@ async def test_a_coordinator_that_tells_nothing_yet_is_asked_again(kafka: str, m
         await broker.stop()
 
 
-async def test_a_commit_is_told_when_no_transaction_can_change_it_any_more(world: KafkaWorld) -> None:
-    """A coordinator that was killed after it had acknowledged a transaction tells, when it is back, the commit before that."""
+async def test_a_commit_is_told_when_no_transaction_can_change_it_any_more(
+    world: KafkaWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A coordinator that was killed after it had acknowledged a transaction tells, when it is back, the commit before that. One
+    that goes on waiting for that transaction is not waited for."""
     broker = await Rebalances().start(world.broker())
     tp = TopicPartition(world.chunks, 0)
     async with AIOKafkaProducer(bootstrap_servers=world.bootstrap, transactional_id=world.group) as producer:
@@ -259,6 +262,9 @@ async def test_a_commit_is_told_when_no_transaction_can_change_it_any_more(world
         await producer.send_offsets_to_transaction({tp: OffsetAndMetadata(0, AFTER)}, world.group)
         asked = asyncio.create_task(broker.committed(0))
         assert not (await asyncio.wait({asked}, timeout=1.0))[0]
+        for module in ("stable", "librdkafka"):
+            monkeypatch.setattr(f"stream_worker.kafka.{module}.PATIENCE_S", 0.5)
+        assert await broker.committed(0) == Position(0, "{}")
         await producer.commit_transaction()
         assert await asked == Position(0, AFTER)
     await broker.stop()
