@@ -8,6 +8,7 @@ import logging
 import statistics
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,10 +27,12 @@ MOST_GROWTH = 0.05  # of a worker's memory, once it is warm
 CALM_S = (1.0, 12.0)  # between a recovery and the next fault
 
 
-def soak(minutes: float, workers: int, streams: int, partitions: int, client: str, delivery: str, seed: int) -> dict[str, Any]:
+def soak(
+    minutes: float, workers: int, streams: int, partitions: int, client: str, delivery: str, seed: int, keep: Path | None = None
+) -> dict[str, Any]:
     """What happened, and what the audit found."""
     console, rng = Console(stderr=True), np.random.default_rng([seed, 29])
-    with Proxy() as proxy, LocalServices(kafka_proxy=proxy.address) as services:
+    with Proxy() as proxy, LocalServices(keep, kafka_proxy=proxy.address) as services:
         proxy.target = services.kafka_behind_proxy
         direct = World(services.kafka, ECG_DELIVERY=delivery)
         direct.command("topics", "--apply", "--partitions", str(partitions))
@@ -121,6 +124,9 @@ def main() -> None:
     parser.add_argument("--client", choices=("aiokafka", "confluent"), default="aiokafka")
     parser.add_argument("--delivery", choices=("exactly_once", "at_least_once"), default="exactly_once")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--keep", type=Path, help="a folder where the log and the messages of Kafka stay, to look into afterwards"
+    )
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # the devices' client tells of every broker that is away
     told = soak(**vars(parser.parse_args()))
     print(json.dumps(told))
