@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument("--delivery", choices=("exactly_once", "at_least_once"), default="exactly_once")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
-        "--keep", type=Path, help="a folder where the log and the messages of Kafka stay, to look into afterwards"
+        "--keep", type=Path, help="a folder where what Kafka held stays, to look into"
     )
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # the devices' client tells of every broker that is away
     told = soak(**vars(parser.parse_args()))
