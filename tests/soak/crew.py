@@ -22,13 +22,15 @@ from tests.processes import Worker, World
 __all__ = ["Crew"]
 
 RECOVER_LIMIT_S = 240.0
+COORDINATOR_S = 45.0  # without recovery, until Kafka is looked into
 LONG_S = 14.0  # longer than the session: the group goes on without a worker that is stopped for so long
 WARM_S, WEIGHED_S = 120, 60  # a worker has met every stream and a full batch by then; memory is that of the middle of a minute
 
 
 class Crew:
     """`size` workers on one consumer group behind a proxy, and a witness: a worker of a group of its own that is never killed,
-    and meets all other faults. `died`: workers that ended unasked, with the end of their log.
+    and meets all other faults. `died`: workers that ended unasked, with the end of their log. `reloads`: how often Kafka had to
+    be started once more, since it could not load its groups.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class Crew:
         self.services, self.proxy, self.world, self.size = services, proxy, world, size
         self.workers: list[Worker] = []
         self.died: list[str] = []
+        self.reloads = self._log_seen = 0
         self._bank = artifact.bank()
         self._rng = np.random.default_rng([seed, 23])
         self._weights: dict[Worker, list[int]] = {}
@@ -150,11 +153,23 @@ class Crew:
         began = time.monotonic()
         while time.monotonic() - began < RECOVER_LIMIT_S:
             self.look_after()
+            if time.monotonic() - began > COORDINATOR_S and self._coordinator_failed():
+                self.reloads += 1
+                self._broker(self.services.stop_kafka)
             if all(sum(map(_read, group)) == partitions for group in (self.workers, [self.witness])):
                 return time.monotonic() - began
             time.sleep(0.1)
         why = [worker.get("/readyz") for worker in (self.witness, *self.workers)]
         raise AssertionError(f"not recovered within {RECOVER_LIMIT_S:g} s: {why}")
+
+    def _coordinator_failed(self) -> bool:
+        """Whether Kafka has said, since it was asked last, that it could not load what its groups had committed. A node that is
+        alone does not try again before it is started anew."""
+        with (self.services.directory / "kafka" / "kafka.log").open() as log:
+            log.seek(self._log_seen)
+            told = log.read()
+            self._log_seen = log.tell()
+        return "Failed to load metadata from __consumer_offsets" in told
 
     def look_after(self) -> None:
         """Replace who ended unasked."""
