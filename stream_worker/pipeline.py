@@ -155,9 +155,9 @@ class Pipeline:
 
     def ready(self) -> list[str]:
         """Why no findings are to be expected now."""
-        if not self.broker.connected:
-            return ["kafka does not answer"]
         why = [] if self.labels.bank is not None else ["no label bank yet"]
+        if not self.broker.connected:  # it is not asked before there are labels
+            return why or ["kafka does not answer"]
         why += self.holdings.why_not_ready()
         hung = sorted(part.number for part in self.publisher.hung())
         if hung:
