@@ -193,4 +193,4 @@ def _draw_stages(capacity: Capacity, axes: Axes) -> None:
         axes.annotate(f" {one.streams(capacity.hop_ms):,} streams", (end, y), va="center")
     axes.set(xlabel="CPU ms of a window", xlim=(0, max(base) * 1.35), title=f"{capacity.cores} cores, {capacity.backend}")
     axes.invert_yaxis()
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=4)  # below: the bars fill the rest
