@@ -49,23 +49,8 @@ class Run:
     of the grace beyond it; `spans` are the received stretches [start, end, ...]."""
 
     __slots__ = (
-        *(
-            "ahead",
-            "base",
-            "between",
-            "cap",
-            "end",
-            "final",
-            "frontier",
-            "given",
-            "grid",
-            "high",
-            "key",
-            "last_ms",
-            "mark",
-            "opened",
-        ),
-        *("last_offset", "layout", "page", "seen", "spans", "step", "track", "window"),
+        *("ahead", "base", "between", "cap", "end", "final", "frontier", "given", "grid", "high", "key", "last_ms"),
+        *("last_offset", "layout", "mark", "opened", "page", "seen", "spans", "step", "track", "window"),
     )
 
     def __init__(self, key: RunKey, layout: Layout, rules: Rules, grid: int, track: Track | None = None) -> None:

@@ -45,9 +45,7 @@ class Windower:
         self.by_stream: dict[str, list[RunKey]] = {}
         self.clock_ms = 0  # highest timestamp seen in the log
         self.dropped_tails = 0
-        self._idle: list[
-            tuple[int, int, Run]
-        ] = []  # heap: a log time at or before that after which a run ends; one entry a run
+        self._idle: list[tuple[int, int, Run]] = []  # heap: at or before the log time after which a run ends; one entry a run
         self._opened = 0
         self.underway: list[Event] = []  # what the record at hand has given rise to, should it end in an exception
         for run in runs:

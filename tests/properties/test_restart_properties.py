@@ -275,11 +275,7 @@ class Restarts(RuleBasedStateMachine):
         self.owner.take(len(self.log.records))
         self.owner.publish(1 << 30)
         self.owner.commit()
-        undisturbed = Log()
-        undisturbed.records, undisturbed.chunks = self.log.records, self.log.chunks
-        one = Owner(undisturbed, self.rules, self.config, self.exactly_once)
-        one.take(len(self.log.records))
-        one.publish(1 << 30)
+        undisturbed = worked_off(unread(self.log), self.rules, self.config, self.exactly_once)
         found, expected = facts(self.log), facts(undisturbed)
         assert expected.total() == len(expected), "an undisturbed worker publishes something twice"
         assert found == expected
@@ -287,6 +283,22 @@ class Restarts(RuleBasedStateMachine):
             assert Counter(self.log.letters) == Counter(undisturbed.letters)
         else:
             assert {offset for offset, _ in self.log.letters} >= {offset for offset, _ in undisturbed.letters}
+
+
+def unread(log: Log) -> Log:
+    """The same chunks, and nothing published yet."""
+    other = Log()
+    other.records, other.chunks = log.records, log.chunks
+    return other
+
+
+def worked_off(log: Log, rules: Rules, config: Settings, exactly_once: bool = True) -> Log:
+    """One owner, from recovery on, publishes and commits all there is; the same log."""
+    owner = Owner(log, rules, config, exactly_once)
+    owner.take(len(log.records))
+    owner.publish(1 << 30)
+    owner.commit()
+    return log
 
 
 def facts(log: Log) -> Counter[tuple[Any, ...]]:
@@ -332,22 +344,15 @@ def test_a_jump_that_was_refused_is_refused_again_after_a_restart() -> None:
             key = run_key(OF, stream=device)
             log.append(Chunk(key, OF, first, SIGNAL[:, first : first + 50], False), 1000 + 100 * len(log.records))
 
-    def work(owner: Owner) -> None:
-        owner.take(99)
-        owner.publish(99)
-        owner.commit()
-
     send("a", [0])  # holds the commit down: its window is not complete
     send("b", [*range(0, 250, 50), 250 + FAR, *range(250, 500, 50)])
-    work(Owner(log, rules, config, exactly_once=True))
+    worked_off(log, rules, config)
     assert log.letters == [(6, "index_jump")]
     assert facts(log).total() == 1  # the window of b before sample 500
     send("b", list(range(500, 1000, 50)))
     log.append(None, 60_000)
-    work(Owner(log, rules, config, exactly_once=True))
-    undisturbed = Log()
-    undisturbed.records, undisturbed.chunks = log.records, log.chunks
-    work(Owner(undisturbed, rules, config, exactly_once=True))
+    worked_off(log, rules, config)
+    undisturbed = worked_off(unread(log), rules, config)
     assert facts(log) == facts(undisturbed)
 
 
@@ -358,24 +363,17 @@ def test_no_run_is_made_up_of_a_chunk_that_many_holes_came_before() -> None:
     def send(device: str, first: int, end: int, at_ms: int) -> None:
         log.append(Chunk(run_key(OF, stream=device), OF, first, SIGNAL[:, first:end], False), at_ms)
 
-    def work(owner: Owner) -> None:
-        owner.take(9999)
-        owner.publish(9999)
-        owner.commit()
-
     send("p", 0, 50, 1000)  # holds the commit down
     for n in range(290):
         send("b", 2 * n, 2 * n + 1, 2000 + n)
     send("b", 1010, 1060, 2300)  # beyond the grid point at which b is closed
     send("p", 50, 100, 25_000)
     log.append(None, 33_000)  # b is idle
-    work(Owner(log, rules, config, exactly_once=True))
+    worked_off(log, rules, config)
     log.append(None, 34_000)
-    work(Owner(log, rules, config, exactly_once=True))
+    worked_off(log, rules, config)
     log.append(None, 100_000)
-    work(Owner(log, rules, config, exactly_once=True))
-    undisturbed = Log()
-    undisturbed.records, undisturbed.chunks = log.records, log.chunks
-    work(Owner(undisturbed, rules, config, exactly_once=True))
+    worked_off(log, rules, config)
+    undisturbed = worked_off(unread(log), rules, config)
     assert facts(log) == facts(undisturbed)
     assert log.letters == undisturbed.letters
