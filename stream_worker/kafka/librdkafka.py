@@ -25,14 +25,13 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.admin._listoffsets import OffsetSpec
 
 from stream_worker.errors import BrokerUnavailable, ConfigError, WorkerError
-from stream_worker.kafka.stable import PATIENCE_S
+from stream_worker.kafka.stable import PATIENCE_S, RETRY_S
 from stream_worker.seam import Position
 
 __all__ = ["METADATA_AGE_MS", "REFUSED", "Questions", "configuration", "refusal"]
 
 METADATA_AGE_MS = 30_000  # added partitions are noticed, and shared out anew, after this long
 _SERVE_S = 0.1
-_UNSTABLE_S = 0.2
 _NONE = -1  # no such offset
 _STALE = frozenset({  # a broker has another leader's number than the client
     KafkaError.FENCED_LEADER_EPOCH, KafkaError.LEADER_NOT_AVAILABLE, KafkaError.NOT_LEADER_FOR_PARTITION,
@@ -161,7 +160,7 @@ class Questions:
                 return None if found.offset < 0 else Position(found.offset, _metadata(found))
             if found.error.code() != KafkaError.UNSTABLE_OFFSET_COMMIT:
                 raise refusal(found.error, self._bootstrap)
-            await asyncio.sleep(_UNSTABLE_S)
+            await asyncio.sleep(RETRY_S)
 
     async def _asked_commit(self, topic: str, partition: int, stable: bool) -> TopicPartition:
         wanted = ConsumerGroupTopicPartitions(self._group, [TopicPartition(topic, partition)])

@@ -27,9 +27,9 @@ from aiokafka.protocol.types import (
 
 from stream_worker.seam import Position
 
-__all__ = ["PATIENCE_S", "stable_commit"]
+__all__ = ["PATIENCE_S", "RETRY_S", "stable_commit"]
 
-PATIENCE_S, _RETRY_S = 8.0, 0.2
+PATIENCE_S, RETRY_S = 8.0, 0.2
 _UNSTABLE = 88  # UNSTABLE_OFFSET_COMMIT, unknown to aiokafka
 
 
@@ -89,7 +89,7 @@ async def stable_commit(admin: AIOKafkaAdminClient, group: str, tp: TopicPartiti
         except KafkaError as error:
             if not error.retriable:
                 raise
-            await asyncio.sleep(_RETRY_S)
+            await asyncio.sleep(RETRY_S)
 
 
 async def _asked(admin: AIOKafkaAdminClient, group: str, tp: TopicPartition, stable: bool) -> Position | None:
