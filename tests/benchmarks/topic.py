@@ -37,7 +37,7 @@ class Reading:
         return self.chunks / self.s
 
 
-async def filled(kafka: str) -> tuple[Settings, int]:
+async def filled(kafka: str, repeat: int = REPEAT) -> tuple[Settings, int]:
     """Topics of our own, one of them full; how many chunks it holds."""
     mark = uuid.uuid4().hex[:8]
     settings = Settings(
@@ -47,10 +47,10 @@ async def filled(kafka: str) -> tuple[Settings, int]:
     await topics.apply(settings, {}, PARTITIONS, 1)
     log = messages()
     async with DeviceProducer(kafka, {}) as producer:
-        for again in range(REPEAT):
+        for again in range(repeat):
             for at in range(0, len(log), 500):
                 await producer.send(settings.chunks_topic, [(key, later(value, again)) for key, value in log[at : at + 500]])
-    return settings, len(log) * REPEAT
+    return settings, len(log) * repeat
 
 
 def later(value: bytes, again: int) -> bytes:
