@@ -5,6 +5,7 @@ How many calls run at once, with how many threads each and how many windows a ca
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -24,6 +25,7 @@ from encoders.signal import LEADS, WINDOW, SignalError
 
 __all__ = ["CpuEncoder", "Loaded", "Plan", "calibrated", "cores_of"]
 
+log = logging.getLogger(__name__)
 RATES = 8  # fused graphs kept; a ninth rate is served step by step
 BATCHES = (4, 8, 16, 32)
 TRIED, BUDGET_S = 32, 0.8  # windows of one trial; for all trials together
@@ -111,7 +113,7 @@ class CpuEncoder:
 
     def _build(self, fs_mhz: int) -> None:
         if len(self._fused) >= RATES:
-            self.refused[fs_mhz] = f"{RATES} rates have a graph already"
+            self._refuse(fs_mhz, f"{RATES} rates have a graph already")
             return
         from encoders.graph.fused import fused_graph
 
@@ -121,7 +123,11 @@ class CpuEncoder:
             check_whole(self, fs_mhz, self.fused_cosine)
         except (FrontError, ValueError) as error:
             self._fused.pop(fs_mhz, None)
-            self.refused[fs_mhz] = str(error)
+            self._refuse(fs_mhz, str(error))
+
+    def _refuse(self, fs_mhz: int, why: str) -> None:
+        self.refused[fs_mhz] = why
+        log.warning("windows at %g Hz are prepared step by step: %s", fs_mhz / 1000, why)
 
     def score(self, fs_mhz: int, counts: NDArray[np.int16], mix: Floats, least: Floats, labels: Floats, bias: Floats) -> Scored:
         """See `fused` for shapes; `serves` must have said yes."""
