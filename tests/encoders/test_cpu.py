@@ -70,7 +70,7 @@ def test_the_plan_is_tried_once_in_a_process(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_graph_that_cannot_be_made_is_refused_with_the_reason_and_told_once(caplog: pytest.LogCaptureFixture) -> None:
     with opened(Plan()) as encoder:
         encoder._fused = dict.fromkeys(range(cpu.RATES), encoder._plain)  # type: ignore[assignment]
-        assert not encoder.serves(360_000) and not encoder.serves(360_000)
+        assert [encoder.serves(360_000) for _ in range(2)] == [False, False]
         assert "8 rates" in encoder.refused[360_000]
         assert [one.getMessage().partition(":")[0] for one in caplog.records] == ["windows at 360 Hz are prepared step by step"]
         assert encoder.serves(3)
