@@ -1,4 +1,9 @@
-"""The partitions that this worker holds: assigned, recovered from what was published, begun anew, let go."""
+"""The partitions that this worker holds: assigned, recovered from what was published, begun anew, let go.
+
+A rebalance takes all of them away and gives most of them straight back. With exactly-once delivery what was held of these is
+kept, and nothing is read again: had another worker owned one in between, it would have fenced our producer, and our next
+transaction would not come through; the partition is recovered then. At least once there is no such proof.
+"""
 
 from __future__ import annotations
 
@@ -45,6 +50,7 @@ class Holdings:
         self._broker, self._settings, self._rules, self._metrics = broker, settings, rules, metrics
         self._submit, self._last_words = submit, last_words
         self._recoveries: dict[Partition, asyncio.Task[None]] = {}
+        self._resting: list[Partition] = []  # taken away just now, with all that was read of them out
 
     def ready(self) -> list[Partition]:
         """Those that are recovered and not being taken away."""
@@ -69,16 +75,23 @@ class Holdings:
     # ---- given and taken
 
     async def on_assigned(self, numbers: frozenset[int]) -> None:
-        """Every one is recovered, in a task of its own."""
-        log.info("partitions assigned", partitions=sorted(numbers))
+        """Those that come straight back go on; each of the others is recovered, in a task of its own."""
+        kept = {part.number: part.resumed() for part in self._resting if part.number in numbers}
+        self._resting = []
+        log.info("partitions assigned", partitions=sorted(numbers), kept=sorted(kept))
         self.held_back -= numbers  # the broker has forgotten it too
         for number in numbers:
-            self.parts[number] = Partition(number)
-            self._begin_recovery(self.parts[number])
+            if number in kept:
+                self.parts[number] = kept[number]
+                self._broker.seek(number, kept[number].taken)
+            else:
+                self.parts[number] = Partition(number)
+                self._begin_recovery(self.parts[number])
 
     async def on_revoked(self, numbers: frozenset[int]) -> None:
         """Publish and commit what was read, as far as the deadline allows; the next owner re-reads the rest."""
         parts = [self.parts[n] for n in numbers if n in self.parts]
+        recovered = [part for part in parts if part.ready]
         for part in parts:
             part.ready, part.leaving = False, True
             if part in self._recoveries:
@@ -90,6 +103,8 @@ class Holdings:
         except TimeoutError:
             log.warning("the last commit of revoked partitions did not come through", partitions=sorted(numbers))
         finally:
+            if drained and self._settings.delivery == "exactly_once":
+                self._resting = [part for part in recovered if part.owned]
             for part in parts:
                 part.owned = False
                 self.parts.pop(part.number, None)

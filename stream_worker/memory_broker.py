@@ -162,6 +162,7 @@ class MemoryBroker:
 
     async def _assign(self, partitions: frozenset[int]) -> None:
         self._assigned = partitions
+        self._fenced &= partitions
         self._next.clear()
         self._paused.clear()
         if self._on_assigned is not None:
@@ -171,7 +172,6 @@ class MemoryBroker:
         if self._on_revoked is not None and self._assigned:
             await self._on_revoked(self._assigned)
         self._assigned = frozenset()
-        self._fenced.clear()
 
     async def poll(self, timeout_ms: int, max_records: int) -> Mapping[int, Sequence[Record]]:
         await self._log.wait(self._has_any, timeout_ms / 1000)

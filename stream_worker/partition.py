@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import structlog
 
@@ -61,6 +62,13 @@ class Partition:
         self.windower, self.ledger, self.findings_end = state.windower, state.ledger, state.findings_end
         self.quiet_below, self.dirty = state.ledger.processed, True
         self.taken = self.delivered = state.start
+
+    def resumed(self) -> Self:
+        """The same state for another term of ownership; what is still under way for the former one does not count."""
+        again = copy.copy(self)
+        again.owned, again.ready, again.leaving = True, True, False
+        again.delivered, again.at_end_since = self.taken, None
+        return again
 
     def take(self, records: Sequence[Record], decode: Decoder, keep_payload: bool, lags: bool = False) -> Work:
         """Records in offset order -> one Work. lags: windows beyond a stream's share are not to be scored."""

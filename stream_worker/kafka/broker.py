@@ -395,7 +395,7 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
         if broker._assigned:
             await self._guard(self._revoked, broker._assigned)
         if broker._writer is not None:
-            broker._writer.let_go(broker._assigned)
+            broker._writer.interrupt(broker._assigned)
         broker._moved |= broker._assigned
         broker._assigned = frozenset()
         broker._next.clear()
@@ -408,6 +408,8 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
             broker._reader().pause(tp)
             broker._reader().seek(tp, 0)
         broker._assigned = frozenset(tp.partition for tp in assigned)
+        if broker._writer is not None:
+            broker._writer.keep(broker._assigned)
         await self._guard(self._assigned, broker._assigned)
 
     async def _guard(self, callback: OnPartitions, partitions: frozenset[int]) -> None:

@@ -169,10 +169,12 @@ class ConfluentBroker:
                 forgotten.clear()
             self._assigned, self._void, self._aim = frozenset(), False, False
             self._epoch += 1
-            await asyncio.gather(*(self._let_go([partition]) for partition in gone))
+            if lost:
+                await self._keep(frozenset())
 
     async def _on_given(self, partitions: frozenset[int]) -> None:
         self._assigned = partitions
+        await self._keep(partitions)
         await self._guard(0, partitions)
         self._joined = True
 
@@ -352,6 +354,10 @@ class ConfluentBroker:
             if not meaning.retriable and not _superseded(error):
                 raise meaning from error
             raise Fenced(partition, str(meaning)) from error
+
+    async def _keep(self, partitions: frozenset[int]) -> None:
+        """The producers of all others are closed, side by side."""
+        await asyncio.gather(*(self._let_go([partition]) for partition in self._transactions.keys() - partitions))
 
     async def _let_go(self, partitions: Iterable[int]) -> None:
         """Their producers are closed; what they had not committed is void."""

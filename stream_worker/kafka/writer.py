@@ -176,6 +176,14 @@ class KafkaWriter:
         except TimeoutError as error:
             raise BrokerUnavailable(f"{what}: no answer from {self._bootstrap} within {limit_s:.0f} s") from error
 
+    def interrupt(self, partitions: Iterable[int]) -> None:
+        """A fence of these that is under way comes to nothing."""
+        self._turns.update(partitions)
+
+    def keep(self, partitions: Iterable[int]) -> None:
+        """The transactional producers of all others are closed."""
+        self.let_go(self._transactional.keys() - set(partitions))
+
     def let_go(self, partitions: Iterable[int]) -> None:
         """Their transactional producers are closed; what they had not committed is void."""
         for partition in partitions:

@@ -26,7 +26,6 @@ from stream_worker.telemetry import Metrics
 from tests.benchmarks.topic import filled
 from tests.support import ProjectionEncoder, bank
 
-
 LONG = 32  # 96,000 chunks, some 10 s: the last commit, up to one interval after the last chunk, weighs 3 % of that
 
 

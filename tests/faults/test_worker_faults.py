@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -66,8 +67,6 @@ def expected_ids(messages: Sequence[tuple[bytes, bytes]], shipped: Artifact, par
             await task
 
     asyncio.run(run())
-    import json
-
     return {json.loads(r.value or b"")["id"] for p in range(partitions) for r, _ in log.read("ecg.findings", p, 0)}
 
 
@@ -130,6 +129,8 @@ def test_workers_that_come_and_go_share_the_partitions_and_lose_nothing(own: Loc
         with world.worker() as two:
             two.wait_ready()
             two.until(lambda: two.get("/metrics")[1].count("ecg_lag_records{") == 2)  # it owns half
+            kept = [len(json.loads(line)["kept"]) for line in one.log.splitlines() if "partitions assigned" in line]
+            assert kept == [0, 2]  # the half that stayed was not read again
             send(world, messages[third : 2 * third], pause_s=0.01)
             assert one.stop() == 0
             send(world, messages[2 * third :], pause_s=0.01)

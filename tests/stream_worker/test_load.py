@@ -55,18 +55,20 @@ async def test_while_the_engine_stands_still_polling_goes_on_idle_timers_stop_an
     p = pipeline(log, encoder, queue_windows=8, batch_size=4)
     p.broker = broker = p.holdings._broker = p._ends._broker = p._outage._broker = p.publisher._broker = Counting(log)
     async with running(p):
-        await until(lambda: p.ready() == [])
-        for at in range(0, 60_000, 5000):
-            for n in range(8):
-                send(log, at, at + 5000, f"s{n}")
-        await until(lambda: p._crowded and p.holdings.held_back == {0, 1})
-        before, began = broker.polls, time.monotonic()
-        await asyncio.sleep(1.5)
-        assert broker.polls - before >= 3  # the group keeps a worker that polls
-        assert p.scoring.waiting <= 2 * 8 + 64
-        assert all(part.at_end_since is None for part in p.holdings.parts.values())
-        assert p.live() == [], time.monotonic() - began
-        encoder.go.set()
+        try:
+            await until(lambda: p.ready() == [])
+            for at in range(0, 60_000, 5000):
+                for n in range(8):
+                    send(log, at, at + 5000, f"s{n}")
+            await until(lambda: p._crowded and p.holdings.held_back == {0, 1})
+            before, began = broker.polls, time.monotonic()
+            await asyncio.sleep(1.5)
+            assert broker.polls - before >= 3  # the group keeps a worker that polls
+            assert p.scoring.waiting <= 2 * 8 + 64
+            assert all(part.at_end_since is None for part in p.holdings.parts.values())
+            assert p.live() == [], time.monotonic() - began
+        finally:
+            encoder.go.set()  # or who fails above waits for it
         await until(lambda: len(published(log)) == 96)
     for n in range(8):
         assert [x["first_sample"] for x in published(log) if x["stream"] == f"s{n}"] == list(range(0, 60_000, 5000))

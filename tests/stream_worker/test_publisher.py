@@ -115,7 +115,7 @@ async def test_a_fence_that_ends_after_its_partition_was_taken_away_keeps_no_pro
     monkeypatch.setattr(writer, "_start", slow.start)
     fencing = asyncio.create_task(writer.fence("g", TopicPartition("t", 0)))
     await asyncio.sleep(0.05)
-    writer.let_go([0])
+    writer.interrupt([0])
     slow.go.set()
     with pytest.raises(Fenced, match="let go while"):
         await fencing

@@ -22,7 +22,7 @@ from aiokafka.structs import OffsetAndMetadata
 from deploy.local import LocalServices
 from deploy.local.processes import free_port
 from stream_worker.errors import BrokerUnavailable, ConfigError
-from stream_worker.seam import Broker, OffsetLost, Outgoing, Position
+from stream_worker.seam import Broker, Fenced, OffsetLost, Outgoing, Position
 from tests.stream_worker.kafka_world import CLIENTS, KafkaWorld, Rebalances, gather
 
 AFTER = '{"v":1,"P":17,"F":4,"N":4}'
@@ -65,6 +65,30 @@ async def test_a_second_worker_takes_half_and_gives_it_back(world: KafkaWorld) -
         await until(lambda: len(first.assigned) == 4, [first])
         assert second_heard.revoked[-1] == frozenset(range(4)) - with_first
         assert first_heard.revoked[-1] == with_first
+    finally:
+        await second.stop()
+        await first.stop()
+
+
+async def test_partitions_that_come_straight_back_stay_fenced_and_no_others(world: KafkaWorld) -> None:
+    first, second = world.broker(session_timeout_s=3), world.broker(session_timeout_s=3)
+    await Rebalances().start(first)
+    try:
+        for partition in range(4):
+            await first.fence(partition)
+        joining = asyncio.create_task(Rebalances().start(second))
+        await until(lambda: joining.done() and len(first.assigned) == 2, [first])
+        for partition in first.assigned:
+            await first.transact(partition, [Outgoing(world.findings, partition, b"k", b"kept")], lambda _: Position(1))
+        for partition in second.assigned:
+            with pytest.raises(Fenced, match="not fenced"):
+                await first.transact(partition, [], lambda _: Position(1))
+        taken = min(first.assigned)
+        await second.fence(taken)  # as one does that has owned it in between
+        with pytest.raises(Fenced):
+            await first.transact(taken, [Outgoing(world.findings, taken, b"k", b"late")], lambda _: Position(2))
+        read = [record.value async for record, _ in second.read_back(world.findings, taken, 0)]
+        assert read == [b"kept"]
     finally:
         await second.stop()
         await first.stop()
