@@ -112,8 +112,8 @@ class Broker(Protocol):
         """Connect, join the group and call `on_assigned`; raise BrokerUnavailable when the time given for it runs out.
 
         A rebalance takes everything away and gives anew: `on_revoked(all)`, then `on_assigned(all)`, also for partitions
-        that come straight back; these stay fenced. An assigned partition delivers nothing until it was given a position by `seek`, and is
-        not paused.
+        that come straight back; these stay fenced. An assigned partition delivers nothing until it was given a position by
+        `seek`, and is not paused.
         """
 
     async def stop(self) -> None:

@@ -32,9 +32,9 @@ from aiokafka.errors import (
 from stream_worker.errors import BrokerUnavailable
 from stream_worker.kafka.admin import closed, connect_admin, refusal
 from stream_worker.kafka.joining import JOINING, ask_once
-from stream_worker.kafka.sentences import denied, place, unread
+from stream_worker.kafka.member import Member
+from stream_worker.kafka.sentences import denied, unread
 from stream_worker.kafka.stable import stable_commit
-from stream_worker.kafka.topic_watch import TopicWatch
 from stream_worker.kafka.writer import METADATA_AGE_MS, KafkaWriter
 from stream_worker.seam import Headers, OffsetLost, OnPartitions, Outgoing, Position, Record
 
@@ -53,63 +53,23 @@ _FETCH_PARTITION_BYTES = 1100 << 10
 _FETCH_BYTES = 32 << 20
 
 
-class KafkaBroker:
-    """See `seam.Broker`. All keyword arguments; times in seconds.
+class KafkaBroker(Member):
+    """See `seam.Broker`."""
 
-    `security`: what `kafka_security.security` gives. `start_timeout_s`: for connecting and joining the group;
-    `publish_timeout_s`: for one `publish`; `request_timeout_s`: for one question to the cluster; `session_timeout_s`:
-    silence after which the group gives this worker's partitions to others.
-    """
-
-    def __init__(
-        self,
-        *,
-        bootstrap: str,
-        group: str = "ecg-worker",
-        chunks: str = "ecg.chunks",
-        findings: str = "ecg.findings",
-        dead_letters: str = "ecg.dead-letters",
-        security: Mapping[str, Any] | None = None,
-        client_id: str = "ecg-worker",
-        start_timeout_s: float = 60.0,
-        publish_timeout_s: float = 30.0,
-        request_timeout_s: float = 15.0,
-        session_timeout_s: float = 10.0,
-    ) -> None:
-        self._bootstrap = place(bootstrap, security or {})  # as it is named in messages
-        self._group = group
-        self._chunks = chunks
-        self._common = {"bootstrap_servers": bootstrap, "client_id": client_id, **(security or {})}
-        self._start_timeout_s = start_timeout_s
-        self._publish_timeout_s = publish_timeout_s
-        self._request_timeout_s = request_timeout_s
-        self._session_timeout_s = session_timeout_s
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self._common = {"bootstrap_servers": self._given.bootstrap, "client_id": self._given.client_id, **self._given.security}
         self._admin: AIOKafkaAdminClient | None = None
         self._consumer: AIOKafkaConsumer | None = None
         self._writer: KafkaWriter | None = None
-        self._on_revoked: OnPartitions | None = None
-        self._topics = TopicWatch(self._bootstrap, (chunks, findings, dead_letters), self._count_partitions, self._fail)
-        self._assigned: frozenset[int] = frozenset()
-        self._next: dict[int, int] = {}
-        self._paused: set[int] = set()
-        self._moved: set[int] = set()  # sought or taken away since the poll under way began
-        self._failure: BaseException | None = None
         self._polling: asyncio.Task[dict[TopicPartition, list[Any]]] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-
-    @property
-    def connected(self) -> bool:
-        return self._topics.connected
-
-    @property
-    def assigned(self) -> frozenset[int]:
-        return self._assigned
 
     # Start and stop
 
     async def start(self, on_assigned: OnPartitions, on_revoked: OnPartitions) -> None:
         deadline = time.monotonic() + self._start_timeout_s
-        self._on_revoked = on_revoked
+        self._callbacks = on_assigned, on_revoked
         try:
             self._admin = await connect_admin(self._common, self._request_timeout_s, deadline)
             await self._topics.learn(self._request_timeout_s)
@@ -118,7 +78,7 @@ class KafkaBroker:
                 self._common, self._topics, self._publish_timeout_s, self._request_timeout_s, self._spawn
             )
             await self._bounded(self._writer.ready(), deadline - time.monotonic(), "the producer")
-            await self._join(_Listener(self, on_assigned, on_revoked), deadline)
+            await self._join(_Listener(self), deadline)
         except BaseException:
             await self.stop()
             raise
@@ -141,14 +101,6 @@ class KafkaBroker:
             await _ended(consumer, "consumer")
             await self._topics.learn(self._request_timeout_s)
             deadline = time.monotonic() + self._start_timeout_s
-
-    async def stop(self) -> None:
-        on_revoked, self._on_revoked = self._on_revoked, None
-        try:
-            if on_revoked is not None and self._assigned:
-                await on_revoked(self._assigned)
-        finally:
-            await self._close()
 
     async def _close(self) -> None:
         self._assigned = frozenset()
@@ -324,18 +276,12 @@ class KafkaBroker:
 
     # What goes on around
 
-    def partitions(self, topic: str) -> int:
-        return self._topics.count(topic)
-
     async def _count_partitions(self, topics: Sequence[str], limit_s: float) -> dict[str, int]:
         described = await self._bounded(self._administrator().describe_topics(list(topics)), limit_s, "topics")
         for topic in described:
             if topic["error_code"] == TopicAuthorizationFailedError.errno:
                 raise denied("Describe", "topic", topic["topic"], self._bootstrap)
         return {topic["topic"]: len(topic["partitions"]) for topic in described}
-
-    def _fail(self, error: BaseException) -> None:
-        self._failure = error
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -346,11 +292,6 @@ class KafkaBroker:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             self._failure = task.exception()  # a task of ours that dies must not do so unheard
-
-    def _raise_remembered(self) -> None:
-        failure, self._failure = self._failure, None
-        if failure is not None:
-            raise failure
 
     async def _bounded(self, work: Awaitable[_T], limit_s: float, what: str) -> _T:
         try:
@@ -383,17 +324,15 @@ class KafkaBroker:
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
-    """Keeps a new partition silent until it is sought, and remembers what a callback raised."""
+    """Keeps a new partition silent until it is sought."""
 
-    def __init__(self, broker: KafkaBroker, on_assigned: OnPartitions, on_revoked: OnPartitions) -> None:
+    def __init__(self, broker: KafkaBroker) -> None:
         self._broker = broker
-        self._assigned = on_assigned
-        self._revoked = on_revoked
 
     async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
         broker = self._broker
         if broker._assigned:
-            await self._guard(self._revoked, broker._assigned)
+            await broker._guard(1)
         if broker._writer is not None:
             broker._writer.interrupt(broker._assigned)
         broker._moved |= broker._assigned
@@ -410,14 +349,7 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
         broker._assigned = frozenset(tp.partition for tp in assigned)
         if broker._writer is not None:
             broker._writer.keep(broker._assigned)
-        await self._guard(self._assigned, broker._assigned)
-
-    async def _guard(self, callback: OnPartitions, partitions: frozenset[int]) -> None:
-        try:
-            await callback(partitions)
-        except Exception as error:
-            _log.error("a rebalance callback failed for partitions %s: %r", sorted(partitions), error)
-            self._broker._failure = error
+        await broker._guard(0)
 
 
 async def _ended(consumer: AIOKafkaConsumer, what: str) -> None:

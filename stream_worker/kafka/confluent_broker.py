@@ -28,8 +28,8 @@ from stream_worker.kafka.confluent_writer import Transaction, Writer
 from stream_worker.kafka.joining import JOINING
 from stream_worker.kafka.lane import Lane
 from stream_worker.kafka.librdkafka import REFUSED, Questions, configuration, refusal
+from stream_worker.kafka.member import Member
 from stream_worker.kafka.sentences import unread
-from stream_worker.kafka.topic_watch import TopicWatch
 from stream_worker.seam import Fenced, Headers, OffsetLost, OnPartitions, Outgoing, Position, Record
 
 __all__ = ["ConfluentBroker"]
@@ -43,55 +43,24 @@ _STANDS_S = 5.0  # beyond the limits that the client was given
 _STRAYED = KafkaError._AUTO_OFFSET_RESET  # there is no reset: the offset is not in the log
 
 
-class ConfluentBroker:
-    """See `seam.Broker`; arguments as those of `broker.KafkaBroker`."""
+class ConfluentBroker(Member):
+    """See `seam.Broker`."""
 
-    def __init__(
-        self,
-        *,
-        bootstrap: str,
-        group: str = "ecg-worker",
-        chunks: str = "ecg.chunks",
-        findings: str = "ecg.findings",
-        dead_letters: str = "ecg.dead-letters",
-        security: Mapping[str, Any] | None = None,
-        client_id: str = "ecg-worker",
-        start_timeout_s: float = 60.0,
-        publish_timeout_s: float = 30.0,
-        request_timeout_s: float = 15.0,
-        session_timeout_s: float = 10.0,
-    ) -> None:
-        self._bootstrap, self._group, self._chunks = bootstrap, group, chunks
-        self._common = configuration(bootstrap, security or {}, client_id)
-        self._start_timeout_s, self._publish_timeout_s = start_timeout_s, publish_timeout_s
-        self._request_timeout_s, self._session_timeout_s = request_timeout_s, session_timeout_s
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self._common = configuration(*self._given)
         self._questions: Questions | None = None
         self._reader: Reader | None = None
         self._writer: Writer | None = None
         self._transactions: dict[int, Transaction] = {}
         self._threads: dict[str, Lane] = {}
-        self._callbacks: tuple[OnPartitions, OnPartitions] | None = None  # on_assigned, on_revoked
-        self._topics = TopicWatch(bootstrap, (chunks, findings, dead_letters), self._count_partitions, self._fail)
         self._joined = False
-        self._assigned: frozenset[int] = frozenset()
-        self._next: dict[int, int] = {}  # of what was sought
-        self._paused: set[int] = set()
         self._strayed: set[int] = set()  # their next offset was not in the log
-        self._moved: set[int] = set()  # sought, paused or taken away since the poll under way began
         self._aim = False  # the reader must be told anew what to read
         self._epoch = 0  # counts assignments
         self._void = False  # the group went on without this worker
-        self._failure: BaseException | None = None
         self._polling: asyncio.Future[Consumed] | None = None
         self._watching: asyncio.Task[None] | None = None
-
-    @property
-    def connected(self) -> bool:
-        return self._topics.connected
-
-    @property
-    def assigned(self) -> frozenset[int]:
-        return self._assigned
 
     # Start and stop
 
@@ -118,14 +87,6 @@ class ConfluentBroker:
             await self.stop()
             raise
         self._watching = asyncio.create_task(self._topics.run())
-
-    async def stop(self) -> None:
-        callbacks, self._callbacks = self._callbacks, None
-        try:
-            if callbacks is not None and self._assigned:
-                await callbacks[1](self._assigned)
-        finally:
-            await self._close()
 
     async def _close(self) -> None:
         self._assigned, self._topics.connected = frozenset(), False
@@ -161,7 +122,7 @@ class ConfluentBroker:
         self._void = lost
         try:
             if self._assigned:
-                await self._guard(1, self._assigned)
+                await self._guard(1)
         finally:
             gone = self._assigned
             self._moved |= gone
@@ -175,16 +136,8 @@ class ConfluentBroker:
     async def _on_given(self, partitions: frozenset[int]) -> None:
         self._assigned = partitions
         await self._keep(partitions)
-        await self._guard(0, partitions)
+        await self._guard(0)
         self._joined = True
-
-    async def _guard(self, which: int, partitions: frozenset[int]) -> None:
-        try:
-            if self._callbacks is not None:
-                await self._callbacks[which](partitions)
-        except Exception as error:
-            _log.error("a rebalance callback failed for partitions %s: %r", sorted(partitions), error)
-            self._failure = error
 
     # Reading
 
@@ -386,19 +339,8 @@ class ConfluentBroker:
 
     # What goes on around
 
-    def partitions(self, topic: str) -> int:
-        return self._topics.count(topic)
-
     async def _count_partitions(self, topics: Sequence[str], limit_s: float) -> dict[str, int]:
         return await self._asked().counts(topics, limit_s)
-
-    def _fail(self, error: BaseException) -> None:
-        self._failure = error
-
-    def _raise_remembered(self) -> None:
-        failure, self._failure = self._failure, None
-        if failure is not None:
-            raise failure
 
     async def _bounded(self, work: Awaitable[_T], what: str) -> _T:
         try:
