@@ -139,6 +139,8 @@ class Pipeline:
     async def _dry(self, parts: Sequence[Partition], deadline: Deadline) -> bool:
         while any(part.owned and part.in_flight for part in parts) and deadline.left() > 0:
             for stage in self._stages[1:]:
+                if stage.cancelled():  # the drain's time is up: nothing runs dry any more
+                    return False
                 if stage.done():
                     stage.result()
             await asyncio.sleep(0.01)

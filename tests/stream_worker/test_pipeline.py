@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -337,6 +338,25 @@ async def test_a_range_lost_to_retention_is_reported_and_reading_goes_on_at_the_
     assert [(b["kind"], b["first_sample"]) for b in bodies] == [("scored", 5000)]  # samples 5000 and up were not lost
 
 
+async def test_a_range_that_retention_takes_under_a_worker_is_reported_too() -> None:
+    log = MemoryLog({name: 1 for name in TOPICS})
+    async with running(pipeline(log)) as p:
+        for i in range(0, 2000, 500):
+            send(log, i, i + 500)
+        await until(lambda: p.metrics.registry.get_sample_value("ecg_chunks_total") == 4)
+        for i in range(2000, 10_000, 500):
+            send(log, i, i + 500)
+        log.trim("ecg.chunks", 0, 7)  # before the reader, which stands at 4, has its turn
+        await until(lambda: len(log.read("ecg.findings", 0, 0)) == 2)
+        assert p.ready() == []
+    (letter,) = [json.loads(r.value or b"") for r, _ in log.read("ecg.dead-letters", 0, 0)]
+    assert (letter["reason"], letter["offset"], letter["lost_until"]) == ("lost_range", 4, 7)
+    assert p.metrics.registry.get_sample_value("ecg_lost_records_total") == 3
+    bodies = [json.loads(r.value or b"") for r, _ in log.read("ecg.findings", 0, 0)]
+    assert [(b["kind"], b["first_sample"]) for b in bodies] == [("unscorable", 0), ("scored", 5000)]
+    assert (bodies[0]["reason"], bodies[0]["input"]["first"]) == ("gap", 0)
+
+
 async def test_a_silent_stream_is_closed_when_another_record_shows_the_time() -> None:
     log = MemoryLog({name: 1 for name in TOPICS})
     send(log, 0, 7500, "quiet", ts=1_000)
@@ -439,6 +459,30 @@ async def test_a_slow_encoder_pauses_reading_and_bounds_what_waits(monkeypatch: 
     for stream in range(200):
         mine = [x["first_sample"] for x in published(log) if x["stream"] == f"s{stream}"]
         assert mine == [0, 5000]
+
+
+@pytest.mark.parametrize("delivery", ["exactly_once", "at_least_once"])
+async def test_a_worker_that_is_stopped_while_the_engine_stands_ends_in_order(delivery: str) -> None:
+    class Standing(ProjectionEncoder):
+        go = threading.Event()
+
+        def encode(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+            assert self.go.wait(60)
+            return super().encode(x)
+
+    log, encoder = MemoryLog(TOPICS), Standing()
+    send(log, 0, 5000)
+    p = pipeline(log, encoder, drain_s=0.2, delivery=delivery)
+    task = asyncio.create_task(p.run())
+    await until(lambda: p.scoring.waiting == 1)
+    began = time.monotonic()
+    p.stop()
+    await task  # neither raises nor takes as long as it likes
+    assert time.monotonic() - began < 5
+    assert published(log) == []
+    encoder.go.set()
+    async with running(pipeline(log)):
+        await until(lambda: len(published(log)) == 1)
 
 
 async def test_a_flood_of_bad_records_is_bounded_too() -> None:
