@@ -120,17 +120,21 @@ def test_a_worker_that_wakes_when_its_partitions_are_anothers_doubles_nothing(ow
 def test_workers_that_come_and_go_share_the_partitions_and_lose_nothing(own: LocalServices, shipped: Artifact) -> None:
     messages = [(key, value) for key, value, _ in fleet(12, 60, drop=0.01, reorder=0.02, seed=9)]
     expected = expected_ids(messages, shipped, partitions=4)
-    world = World(own.kafka)
+    world = World(own.kafka, ECG_COMMIT_INTERVAL_MS="60000")
     world.command("topics", "--apply", "--partitions", "4")
     third = len(messages) // 3
     with world.worker() as one:
         one.wait_ready()
         send(world, messages[:third], pause_s=0.01)
+        one.until(lambda: one.metric("ecg_chunks_total") == third)
+        world.env["ECG_COMMIT_INTERVAL_MS"] = "200"
         with world.worker() as two:
             two.wait_ready()
             two.until(lambda: two.get("/metrics")[1].count("ecg_lag_records{") == 2)  # it owns half
             kept = [len(json.loads(line)["kept"]) for line in one.log.splitlines() if "partitions assigned" in line]
             assert kept == [0, 2]  # the half that stayed was not read again
+            out = {x["stream"] for x in world.findings(quiet_s=1.0) if x["first_sample"] == 0}
+            assert len(out) == 12  # long before its next commit
             send(world, messages[third : 2 * third], pause_s=0.01)
             assert one.stop() == 0
             send(world, messages[2 * third :], pause_s=0.01)
@@ -197,6 +201,7 @@ def test_redis_absent_then_there_then_lost_then_with_other_labels(own: LocalServ
         worker.until(lambda: worker.metric('ecg_windows_total{outcome="scored"}') >= 2)
         own.stop_redis()
         worker.until(lambda: worker.metric("ecg_redis_up") == 0)
+        assert worker.get("/readyz")[0] == 200
         send(world, messages[third : 2 * third])  # labels are frozen, scoring goes on
         worker.until(lambda: worker.metric('ecg_windows_total{outcome="scored"}') >= 6)
         own.start_redis()
