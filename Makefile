@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 TOP := stream_worker encoders training tests deploy
 
-.PHONY: help .venv demo test check bench soak fuzz peers lock proto clean
+.PHONY: help .venv demo test check bench soak breaks fuzz peers lock proto clean
 help:            ## this list
 	@grep -hE '^[a-z.]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ \t/'
 
@@ -41,6 +41,9 @@ bench: .venv/.dev  ## the figures, as ratios against a named reference in one ru
 MINUTES ?= 30
 soak: .venv/.dev  ## workers under mixed faults for MINUTES, then the audit; the last line is JSON
 	$(BIN)/python -m tests.soak --minutes $(MINUTES)
+
+breaks: .venv/.dev  ## break the code once for each test of docs/reliability.md, in a copy: each must fail (half an hour)
+	$(BIN)/python -m tests.breaks
 
 N ?= 400000
 SECONDS ?= 600
