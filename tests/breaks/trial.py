@@ -119,7 +119,7 @@ def _place(text: str) -> str:
         if name.startswith("test_"):
             code = text[at.end() :].splitlines()[1].strip()
             return f"{name}:{at[2]}: {code}"
-    return "outside the tests"
+    return "in no line of a test"
 
 
 def _first(message: str) -> str:

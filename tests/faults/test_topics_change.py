@@ -15,7 +15,8 @@ from tests.stream_worker.test_pipeline import X, running, until
 from tests.support import layout, message
 
 L = layout(fs_mhz=100_000)
-STREAMS = [f"s{n}" for n in range(8)]
+STREAMS = [f"s{n}" for n in range(9, 17)]
+assert {partition_for(s.encode(), 4) for s in STREAMS} == {0, 1, 2, 3}
 MOVED = {s for s in STREAMS if partition_for(s.encode(), 2) != partition_for(s.encode(), 4)}
 
 
