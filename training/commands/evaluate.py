@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from training.commands.terminal import plain_errors, progress, show_agreement, show_metrics, show_zero_shot
+from training.commands.terminal import plain_errors, progress, show_against, show_agreement, show_metrics, show_zero_shot
 
 __all__ = ["evaluate"]
 
@@ -29,6 +29,16 @@ def evaluate(
             help="Instead: the supersets of labels.csv, by their sentences, which no run is trained on. For a run.",
         ),
     ] = False,
+    other: Annotated[
+        Path | None,
+        typer.Option(
+            "--against",
+            metavar="DIR",
+            help="Instead: what TARGET has more of macro AUROC than this run or artifact, on the same records.",
+            exists=True,
+            file_okay=False,
+        ),
+    ] = None,
     agreement: Annotated[
         Path | None,
         typer.Option(
@@ -48,14 +58,16 @@ def evaluate(
 
         chosen = tuple(folds or (9,))
         show: Callable[[dict[str, Any]], None] = show_metrics
-        if agreement is not None and supersets:
-            raise ScorerError("--agreement and --zero-shot are two evaluations; give one of them")
+        if (agreement is not None) + (other is not None) + supersets > 1:
+            raise ScorerError("--agreement, --against and --zero-shot are three evaluations; give one of them")
         if agreement is not None:
             told, show = _agreement(target, data, text, agreement, windows), show_agreement
         elif data is None:
             raise ScorerError("--data is needed: what `ecg-train prepare` wrote")
         elif supersets:
             told, show = _zero_shot(target, data, text, chosen), show_zero_shot
+        elif other is not None:
+            told, show = _against(target, other, data, text, chosen), show_against
         else:
             told = _held_out(target, data, text, chosen)
         typer.echo(json.dumps(told, ensure_ascii=False)) if as_json else show(told)
@@ -68,6 +80,16 @@ def _held_out(target: Path, data: Path, text: Path | None, folds: tuple[int, ...
     score, records, evidence = open_scorer(target, data, text, folds)
     with progress("scoring", len(records) * len(work.LEAD_SETS)) as advance:
         return {"folds": sorted(set(folds)), **work.evaluate(score, records, evidence, advance=advance)}
+
+
+def _against(target: Path, other: Path, data: Path, text: Path | None, folds: tuple[int, ...]) -> dict[str, Any]:
+    from training.evaluation.against import against
+    from training.evaluation.scorers import open_scorer
+
+    ours, theirs = open_scorer(target, data, text, folds), open_scorer(other, data, text, folds)
+    with progress("scoring", len(ours[1]) + len(theirs[1])) as advance:
+        told = against(ours, theirs, advance)
+    return {"folds": sorted(set(folds)), "target": str(target), "against": str(other), **told}
 
 
 def _zero_shot(target: Path, data: Path, text: Path | None, folds: tuple[int, ...]) -> dict[str, Any]:

@@ -132,6 +132,28 @@ def show_zero_shot(told: dict[str, Any]) -> None:
         Console().print("The bank of this run is whitened (whiten = true): not to be reported as zero-shot.", highlight=False)
 
 
+def show_against(told: dict[str, Any]) -> None:
+    """Two models and their difference, over all labels and by label, on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+
+    folds = ", ".join(map(str, told["folds"]))
+    title = f"fold {folds}: {told['records']} records, AUROC over {len(told['labels'])} labels that both know"
+    table = Table(title=title, caption="95 %: of the difference, patients drawn with replacement")
+    for name in ("label", told["target"], told["against"], "difference", "95 %"):
+        table.add_column(name, justify="left" if name == "label" else "right", overflow="fold")
+
+    def row(name: str, values: list[float], low_high: list[float] | None) -> None:
+        span = f"{low_high[0]:+.3f} to {low_high[1]:+.3f}" if low_high else "-"
+        table.add_row(name, *(f"{v:.3f}" for v in values), f"{values[0] - values[1]:+.3f}", span)
+
+    for name, m in told["per_label"].items():
+        row(name, m["auroc"], m["difference_interval"])
+    table.add_section()
+    row("mean", told["macro_auroc"], told["difference_interval"])
+    Console().print(table)
+
+
 def show_agreement(told: dict[str, Any]) -> None:
     """By label, windows that share 5 s beside windows that share none, on stdout."""
     from rich.console import Console

@@ -18,6 +18,7 @@ from training.text.labels import TextBank
 from training.vocabulary import Statement, read_vocabulary, select
 
 __all__ = [
+    "Opened",
     "ScorerError",
     "evidence_of_bank",
     "evidence_of_run",
