@@ -294,6 +294,13 @@ def test_evaluate_gives_the_same_for_run_and_artifact(made: Made, monkeypatch: p
     assert by_artifact["lead_sets"]["12"]["calibration"]["entries"] > 100
     assert "calibration" not in by_run["lead_sets"]["12"]  # a run is not calibrated before export
     assert "give --text too" in run("evaluate", made.run, "--data", made.data, code=2).stderr
+    beside = ["--against", made.run, "--data", made.data, "--text", made.text]
+    difference = json.loads(run("evaluate", made.artifact, *beside, "--json").stdout)["difference"]
+    assert difference == pytest.approx(0, abs=0.02)
+    assert f"mean {by_artifact['lead_sets']['12']['macro_auroc']:.3f}" in " ".join(
+        run("evaluate", made.artifact, *beside).stdout.replace("│", " ").split()
+    )
+    assert "give one of them" in run("evaluate", made.artifact, *beside, "--zero-shot", code=2).stderr
 
 
 def test_agreement_of_a_run_and_of_its_artifact(made: Made, mitdb: Path) -> None:
