@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import pytest_asyncio
@@ -120,7 +120,7 @@ class Failing(MemoryBroker):
     """Every second transaction is void, also of those that say something; every second of the void has come through all the
     same. `count`: by whether they say something, of all workers of a test."""
 
-    count = Counter[bool]()
+    count: ClassVar[Counter[bool]] = Counter()
 
     async def transact(
         self, partition: int, messages: Sequence[Outgoing], position: Callable[[Sequence[int]], Position]
