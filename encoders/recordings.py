@@ -122,7 +122,7 @@ def _segments(header: Path) -> list[Path]:
     lines = _header_lines(header)
     if not lines or "/" not in lines[0][0]:
         return []
-    return [header.with_name(line[0]) for line in lines[1:]]
+    return [header.parent / line[0] for line in lines[1:]]
 
 
 def _header_lines(header: Path) -> list[list[str]]:

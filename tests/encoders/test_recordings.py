@@ -374,6 +374,13 @@ def test_missing_library_names_the_extra(tmp_path: Path, monkeypatch: pytest.Mon
         read_recording(tmp_path / file)
 
 
+def test_a_header_whose_segment_has_no_name_of_a_file_is_found_and_refused(tmp_path: Path) -> None:
+    (tmp_path / "r.hea").write_text("r/2 1 250 40\n/2 20\n.. 20\n")
+    assert find_recordings(tmp_path) == [tmp_path / "r"]
+    with pytest.raises(RecordingError):
+        read_recording(tmp_path / "r")
+
+
 def test_segments_of_one_calibration_are_one_signal_and_others_are_refused(tmp_path: Path) -> None:
     x = np.arange(200, dtype="<i2")
     for name, gain in (("one", 200), ("two", 200), ("other", 400)):
