@@ -117,7 +117,7 @@ def decode_metadata(text: str, offset: int) -> Committed:
     if not text:
         return Committed(offset, 0)
     try:
-        fields = json.loads(text)
+        fields = json.loads(text.rstrip("\0"))  # librdkafka's Python client commits a zero byte behind it
         return Committed(max(int(fields["P"]), offset), max(int(fields["F"]), 0), max(int(fields.get("N", 0)), 0))
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ConfigError(

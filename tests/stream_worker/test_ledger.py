@@ -69,6 +69,7 @@ def test_metadata() -> None:
     assert len(text) < 200
     assert decode_metadata(text, 5) == (2**62, 2**62, 0)
     assert decode_metadata("", 5) == (5, 0, 0)
+    assert decode_metadata(encode_metadata(7, 1, 12) + "\0", 5) == (7, 1, 12)  # by librdkafka, read by aiokafka
     assert decode_metadata(encode_metadata(3, 1, 12), 5) == (5, 1, 12)
     assert decode_metadata('{"v":1,"P":7,"F":1}', 5) == (7, 1, 0)  # of a version before
     for other in ("{", "null", '{"P": 1}', "someone else"):

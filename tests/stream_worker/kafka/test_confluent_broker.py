@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import sys
 import threading
 import time
@@ -17,6 +18,7 @@ from stream_worker.kafka.confluent_reader import sorted_out
 from stream_worker.kafka.confluent_writer import Transaction, Writer
 from stream_worker.kafka.librdkafka import _metadata, configuration, refusal
 from stream_worker.kafka.security import security
+from stream_worker.ledger import decode_metadata, encode_metadata
 from stream_worker.operate import client_of
 from stream_worker.seam import Fenced, Outgoing, Position
 from tests.stream_worker.kafka_world import KafkaWorld, Rebalances, gather
@@ -114,6 +116,16 @@ async def test_workers_of_both_clients_share_a_group(world: KafkaWorld) -> None:
             await world.append(partition, [b"x"])
         found_first, found_second = await asyncio.gather(gather(first, 2), gather(second, 2))
         assert (set(found_first), set(found_second)) == (set(first.assigned), set(second.assigned))
+        for owner in (first, second):  # what one commits, either way, both read
+            fenced, plain = sorted(owner.assigned)
+            at = Position(5, encode_metadata(7, 3, 4))
+            await owner.fence(fenced)
+            await owner.transact(fenced, [], lambda _, at=at: at)  # type: ignore[misc]
+            await owner.commit({plain: at})
+            for reader, partition in itertools.product((first, second), (fenced, plain)):
+                told = await reader.committed(partition)
+                assert told is not None
+                assert decode_metadata(told.metadata, told.offset) == (7, 3, 4)
     finally:
         await second.stop()
         await first.stop()
