@@ -23,7 +23,6 @@ from pathlib import Path
 from deploy.local import LocalServices
 from encoders.signal import LEADS
 from stream_worker.devices.encode import encode_chunk
-from stream_worker.kafka import topics
 from stream_worker.kafka.clients import DeviceProducer
 from stream_worker.labels import FixedBank
 from stream_worker.operate import kafka_broker
@@ -32,8 +31,7 @@ from stream_worker.seam import partition_for
 from stream_worker.settings import Settings
 from stream_worker.telemetry import Metrics
 from tests.benchmarks.kafka import NullEncoder, NullScorer, _worker
-from tests.benchmarks.topic import later
-from tests.benchmarks.windower import messages
+from tests.benchmarks.topic import filled, made
 from tests.support import bank, layout, signal
 
 INTERVALS_MS, PARTITIONS = (100, 250, 500, 1000), (4, 12, 32)
@@ -55,12 +53,8 @@ def measure() -> dict[str, float]:
 
 
 async def _of(kafka: str, pid: int, partitions: int) -> dict[str, float]:
-    full, slow = [await made(kafka, partitions) for _ in range(2)]
-    log, found = messages(), dict[str, float]()
-    async with DeviceProducer(kafka, {}) as producer:
-        for again in range(REPEAT):
-            await producer.send(full.chunks_topic, [(key, later(value, again)) for key, value in log])
-    total = len(log) * REPEAT
+    full, total = await filled(kafka, REPEAT, partitions)
+    slow, found = await made(kafka, partitions), dict[str, float]()
     await _worker(full, total, NullScorer)
     for interval in INTERVALS_MS:
         ways = [{"commit_interval_ms": interval, "delivery": delivery} for delivery in DELIVERIES]
@@ -78,17 +72,6 @@ async def _rates(settings: Settings, total: int) -> tuple[float, float]:
     began = time.process_time()
     rate = await _worker(settings, total, NullScorer)
     return rate, total / (time.process_time() - began)
-
-
-async def made(kafka: str, partitions: int) -> Settings:
-    """Empty topics of our own."""
-    mark = uuid.uuid4().hex[:8]
-    settings = Settings(
-        kafka=kafka, chunks_topic=f"chunks-{mark}", findings_topic=f"findings-{mark}", dead_letters_topic=f"dead-{mark}",
-        alerts_topic=f"alerts-{mark}", start="earliest", _env_file=None,
-    )  # fmt: skip
-    await topics.apply(settings, {}, partitions, 1)
-    return settings
 
 
 async def _cost(settings: Settings, pid: int, partitions: int) -> tuple[float, float]:

@@ -30,7 +30,8 @@ from stream_worker.ledger import decode_metadata
 from stream_worker.pipeline import Pipeline
 from stream_worker.settings import Settings
 from stream_worker.telemetry import Metrics
-from tests.benchmarks.commits import NullEncoder, NullScorer, made
+from tests.benchmarks.kafka import NullEncoder, NullScorer
+from tests.benchmarks.topic import made
 from tests.support import bank, layout, signal
 
 STREAMS, SILENT, PARTITIONS = 1000, 100, 4

@@ -37,15 +37,20 @@ class Reading:
         return self.chunks / self.s
 
 
-async def filled(kafka: str, repeat: int = REPEAT) -> tuple[Settings, int]:
-    """Topics of our own, one of them full; how many chunks it holds."""
+async def made(kafka: str, partitions: int) -> Settings:
+    """Empty topics of our own."""
     mark = uuid.uuid4().hex[:8]
     settings = Settings(
         kafka=kafka, chunks_topic=f"chunks-{mark}", findings_topic=f"findings-{mark}", dead_letters_topic=f"dead-{mark}",
         alerts_topic=f"alerts-{mark}", start="earliest", _env_file=None,
     )  # fmt: skip
-    await topics.apply(settings, {}, PARTITIONS, 1)
-    log = messages()
+    await topics.apply(settings, {}, partitions, 1)
+    return settings
+
+
+async def filled(kafka: str, repeat: int = REPEAT, partitions: int = PARTITIONS) -> tuple[Settings, int]:
+    """Topics of our own, one of them full; how many chunks it holds."""
+    settings, log = await made(kafka, partitions), messages()
     async with DeviceProducer(kafka, {}) as producer:
         for again in range(repeat):
             for at in range(0, len(log), 500):
