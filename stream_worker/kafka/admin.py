@@ -13,6 +13,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import (
     ClusterAuthorizationFailedError,
+    CorruptRecordException,
     GroupAuthorizationFailedError,
     KafkaError,
     TopicAuthorizationFailedError,
@@ -37,7 +38,8 @@ _RIGHTS = {  # operation, "" as the caller says; kind of resource
 
 
 def refusal(error: KafkaError, where: str, doing: str = "Read") -> WorkerError:
-    """Waiting mends the retriable ones; the others are a matter of configuration or rights. `doing`: to a topic."""
+    """Waiting mends the retriable ones, and perhaps a record that came damaged; the others are a matter of configuration or
+    rights. `doing`: to a topic."""
     right = _RIGHTS.get(type(error))
     if right is not None:
         operation, kind = right
@@ -46,7 +48,8 @@ def refusal(error: KafkaError, where: str, doing: str = "Read") -> WorkerError:
         return denied(operation or doing, kind, name, where)
     if isinstance(error, ClusterAuthorizationFailedError):  # what a producer hears that may write to no topic at all
         return ConfigError(f"broker {where}: no right to Write any topic; the worker needs it for findings and dead letters")
-    kind_of = BrokerUnavailable if error.retriable else ConfigError
+    passing = error.retriable or isinstance(error, CorruptRecordException)
+    kind_of = BrokerUnavailable if passing else ConfigError
     return kind_of(f"broker {where}: {type(error).__name__}: {error}")
 
 

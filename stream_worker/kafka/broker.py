@@ -6,6 +6,7 @@ What the client does not do by itself, and this module does:
   - the client swallows what a rebalance callback raises: `poll` raises it;
   - the client does not call the revoke callback when it stops: `stop` does;
   - the client says nothing when the cluster goes away: a request a second tells `connected`;
+  - the client, when a record's checksum is wrong, loses others that it had in its hands: `poll` begins again before them;
   - the client's `committed()` drops the metadata, and tells old commits: `stable` asks for them.
 """
 
@@ -23,6 +24,7 @@ from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 from aiokafka.errors import (
     CommitFailedError,
+    CorruptRecordException,
     IllegalStateError,
     KafkaError,
     OffsetOutOfRangeError,
@@ -155,6 +157,9 @@ class KafkaBroker(Member):
         except OffsetOutOfRangeError as error:
             await self._raise_lost(error)
             return {}
+        except CorruptRecordException as error:
+            await self._read_again(error)
+            return {}
         except KafkaError as error:
             if not error.retriable:
                 raise refusal(error, self._bootstrap) from error
@@ -163,6 +168,14 @@ class KafkaBroker(Member):
         valid = {tp.partition: records for tp, records in found.items() if self._follows(tp, records[0].offset)}
         self._next.update((partition, records[-1].offset + 1) for partition, records in valid.items())
         return {partition: [_record(record) for record in records] for partition, records in valid.items()}
+
+    async def _read_again(self, damage: CorruptRecordException) -> None:
+        """Records altered on their way or where they are kept. The client forgets what it had taken out before it came to
+        them, of this partition and of others."""
+        _log.error("%s; damaged records are never used, they are read again", damage)
+        await asyncio.sleep(_RETRY_S)
+        for tp in self._held(self._next):
+            self._reader().seek(tp, self._next[tp.partition])
 
     def _follows(self, tp: TopicPartition, offset: int) -> bool:
         """Whether records from `offset` on are what comes next, and not what a poll had in its hands when a seek came."""

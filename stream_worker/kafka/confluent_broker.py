@@ -7,6 +7,7 @@ client does not do by itself, and this module does:
   - rebalance callbacks run inside its `consume`, in its thread: they wait for the event loop, within a limit;
   - a commit would wait for a coordinator after the session was lost: it is void then, and nothing is sent;
   - it says once that an offset is not in the log: `poll` repeats it until the partition is sought elsewhere;
+  - it goes on behind records whose checksum is wrong: `poll` reads them again, with all that it delivered in the same turn;
   - it says little when the cluster goes away: a request a second tells `connected`.
 """
 
@@ -40,6 +41,8 @@ _T = TypeVar("_T")
 _CONSUME_S = 0.1  # at most so long until a seek, a pause or a stop reaches the client
 _MOST = 256  # records a poll, 3 MB: of 2,000 each is out of the processor's cache again when its turn comes
 _STANDS_S = 5.0  # beyond the limits that the client was given
+_RETRY_S = 0.5
+_DAMAGED = KafkaError._BAD_MSG  # records altered on their way or where they are kept, which the client leaves out
 _STRAYED = KafkaError._AUTO_OFFSET_RESET  # there is no reset: the offset is not in the log
 
 
@@ -154,7 +157,10 @@ class ConfluentBroker(Member):
                 self._polling = polling
                 return {}
             self._polling = None
-            found = self._accept(*polling.result())
+            records, errors = polling.result()
+            found = self._accept(records, errors)
+            if any(error.code() == _DAMAGED for _, error in errors):
+                await asyncio.sleep(_RETRY_S)
             if found or time.monotonic() >= end:
                 return found
 
@@ -169,6 +175,9 @@ class ConfluentBroker(Member):
     def _accept(self, records: dict[int, list[Record]], errors: list[tuple[int, KafkaError]]) -> dict[int, list[Record]]:
         """What of it still counts: what was sought, paused or taken away meanwhile is read again when its time comes."""
         self._heed(errors)
+        damaged = {p for p, e in errors if e.code() == _DAMAGED}
+        self._moved |= damaged
+        self._aim = self._aim or bool(damaged)
         self._strayed |= {p for p, e in errors if e.code() == _STRAYED and p in self._next and p not in self._moved}
         found = {p: held for p, held in records.items() if p in self._next and p not in self._moved}
         self._next.update((p, held[-1].offset + 1) for p, held in found.items())

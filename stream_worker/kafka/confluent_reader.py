@@ -36,6 +36,7 @@ def reading(common: Mapping[str, Any], group: str) -> dict[str, Any]:
         "enable.auto.offset.store": False,
         "auto.offset.reset": "error",
         "isolation.level": "read_committed",
+        "check.crcs": True,  # off by the client's default: a bit that flips on its way or on a disk would be a sample
         "fetch.wait.max.ms": 50,  # a fetch that waits for an idle partition keeps a busy one waiting too
         "fetch.message.max.bytes": 1 << 20,
         "fetch.max.bytes": 32 << 20,

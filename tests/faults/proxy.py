@@ -1,4 +1,4 @@
-"""A TCP proxy that can be cut, stalled, slowed and made to stop in the middle of a message.
+"""A TCP proxy that can be cut, stalled, slowed, made to stop in the middle of a message and to alter one.
 
 It runs in a thread of its own, so that a test may block while it works. A Kafka client goes on at the addresses the broker
 names, so put it in front of a listener that names this proxy: LocalServices(kafka_proxy=proxy.address).
@@ -45,6 +45,7 @@ class Proxy:
     def __init__(self, target: str = "") -> None:
         self.target = target
         self.truncated = 0  # connections ended by `truncate`
+        self.damaged = 0  # pieces altered by `damage`
         self._socket = _bound(0)
         self.port = int(self._socket.getsockname()[1])
         self._loop = asyncio.new_event_loop()
@@ -54,6 +55,7 @@ class Proxy:
         self._stalled, self._delay_s = False, 0.0
         self._left: int | None = None  # bytes to pass towards `_short` before the connection ends
         self._short: Side = "client"
+        self._prey = b""  # bytes on their way to the client that are altered
 
     @property
     def address(self) -> str:
@@ -84,6 +86,10 @@ class Proxy:
         """End the connection that carries the `after_bytes`-th byte from now towards that side, right behind it; once."""
         self._short, self._left = towards, after_bytes
 
+    def damage(self, prey: bytes) -> None:
+        """Flip a bit of the next such bytes towards the client, if they come in one piece; once."""
+        self._prey = prey
+
     def __enter__(self) -> Self:
         self._thread.start()
         self._run(self._listen())
@@ -109,7 +115,7 @@ class Proxy:
         await self._drop(list(self._links))
 
     async def _heal(self) -> None:
-        self._stalled, self._delay_s, self._left = False, 0.0, None
+        self._stalled, self._delay_s, self._left, self._prey = False, 0.0, None, b""
         await self._drop([link for link in self._links if link.swallowed])
         if self._server is None:
             await self._listen()
@@ -161,6 +167,10 @@ class Proxy:
                 if self._left is not None and towards == self._short:
                     data = data[: self._left]
                     self._left -= len(data)
+                if self._prey and towards == "client" and (at := data.find(self._prey)) >= 0:
+                    data = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+                    self._prey = b""
+                    self.damaged += 1
                 writer.write(data)
                 await writer.drain()
                 if len(data) < whole or (self._left == 0 and towards == self._short):

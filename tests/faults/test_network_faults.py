@@ -81,6 +81,35 @@ def test_a_cut_of_five_seconds_and_broken_messages_lose_nothing(
     assert delivery == "at_least_once" or len(found) == len(expected)
 
 
+@pytest.mark.parametrize("client", CLIENTS)
+async def test_a_bit_that_flips_on_the_way_is_noticed_and_the_records_are_read_again(wired: Services, client: str) -> None:
+    """Two partitions: the damage of one must not take along what came of the other."""
+    services, proxy, _ = wired
+    world = await KafkaWorld(services.kafka, client).create(2)
+    values = {p: [bytes([100 * p + at % 100]) * 3000 for at in range(200)] for p in (0, 1)}
+
+    async def append() -> None:
+        for at in range(0, 200, 20):
+            for partition in (0, 1):
+                await world.append(partition, values[partition][at : at + 20])
+
+    await append()
+    broker = await Rebalances().start(world.broker(bootstrap=proxy.address))
+    before = proxy.damaged
+    try:
+        found = await gather(broker, 400)
+        for partition in (0, 1):
+            proxy.damage(values[partition][150][:1000])
+            await append()
+            for number, records in (await gather(broker, 400)).items():
+                found[number] += records
+    finally:
+        await broker.stop()
+    assert proxy.damaged == before + 2
+    expected = {p: [(at, value, value) for at, value in enumerate(3 * values[p])] for p in (0, 1)}
+    assert {p: [(r.offset, r.key, r.value) for r in held] for p, held in found.items()} == expected
+
+
 async def test_a_commit_that_waits_for_its_broker_holds_nothing_else_up(wired: Services) -> None:
     """librdkafka lets each call on a consumer wait for the one before: no call may be made in the event loop."""
     services, proxy, _ = wired

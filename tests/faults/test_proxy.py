@@ -159,3 +159,13 @@ def test_a_proxy_to_nowhere_ends_connections_and_another_target_may_follow(proxy
     proxy.target = there
     with connected(proxy) as link:
         assert answers(link, b"here")
+
+
+def test_damage_alters_one_bit_of_one_answer(proxy: Proxy, echo: Echo) -> None:
+    proxy.damage(b"whole")
+    with connected(proxy) as link:
+        link.sendall(b"a whole message")
+        assert receive(link, 15) == b"a vhole message"
+        assert answers(link, b"a whole message")
+    assert echo.received == 2 * b"a whole message"
+    assert proxy.damaged == 1
