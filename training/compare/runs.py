@@ -70,6 +70,11 @@ class Row:
         """Folders that it does not train on."""
         return TrainConfig.of(dict(self.set)).left_sources
 
+    @property
+    def left_labels(self) -> tuple[str, ...]:
+        """Labels whose targets it does not train on."""
+        return TrainConfig.of(dict(self.set)).leave_out
+
     def config(self, base: TrainConfig, seed: int, epochs: int | None) -> TrainConfig:
         """Of one run. epochs: instead of the base's, for a quick trial; the row's own take its place in proportion."""
         config = TrainConfig.of({**base.as_dict(), **self.set, "seed": seed, "train_folds": list(TRAINED)})

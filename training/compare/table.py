@@ -1,7 +1,7 @@
 """The figures of `compare`: every row that has a run, on the same records and labels, with patient-level intervals.
 
 A row's value is the mean over its seeds, in each bootstrap resample; differences to the reference row are paired. Rows that
-leave a folder out stand apart: they have learnt fewer labels, and what counts of them is the folder that they never saw.
+leave a folder or a label out stand apart: what counts of them is the folder, or the label, that they never saw.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ def tabulate(
         }
         for row in rows
     }
-    whole = [row for row in rows if not row.left_sources]
+    whole = [row for row in rows if not row.left_sources and not row.left_labels]
     if not any(runs[row.name] for row in whole):
-        raise CompareError(f"{out}: no row has been run that leaves no folder out; `ecg-train compare --out {out}` runs them")
+        raise CompareError(f"{out}: no row has been run that leaves nothing out; `ecg-train compare --out {out}` runs them")
     check_alike(out, runs, rows)
     compared = {row.name: runs[row.name] for row in whole}
     active = np.logical_and.reduce([p.active for found in compared.values() for p in found.values()])
@@ -73,6 +73,11 @@ def tabulate(
         _about(row, runs[row.name]) | {"left": list(row.left_sources)} | _left_out(row, runs, reference, parts, resampled)
         for row in rows
         if row.left_sources
+    ]
+    told["by_sentence"] = [
+        _about(row, runs[row.name]) | {"left": list(row.left_labels)} | _by_sentence(row, rows, runs, parts, resampled)
+        for row in rows
+        if row.left_labels
     ]
     return told
 
@@ -124,11 +129,45 @@ def _left_out(
         return {}
     inside = {name: np.isin(part.folders, row.left_sources) for name, part in parts.items()}
     found, other = ([*runs[name].values()] for name in (row.name, reference))
+    learnt = np.logical_and.reduce([p.active for p in (*found, *other)])
+    return _unseen(found, other, inside, learnt, parts, resampled)
+
+
+def _by_sentence(
+    row: Row, rows: Sequence[Row], runs: Mapping[str, Runs], parts: Mapping[str, DataSet], resampled: int
+) -> dict[str, Any]:
+    """On the labels that the row was never told of and scores by their sentence, beside the row that differs in nothing else.
+
+    Held-out and reported records together; nothing may be chosen by them.
+    """
+    if not runs[row.name]:
+        return {}
+    recipe = {key: value for key, value in row.set.items() if key != "leave_out"}
+    twins = [*(one.name for one in rows if dict(one.set) == recipe)]
+    found, other = [*runs[row.name].values()], [*runs[twins[0]].values()] if twins else []
+    left = np.isin([s.id for s in parts["reported"].labels], row.left_labels)
+    everyone = {name: np.ones(len(part), dtype=bool) for name, part in parts.items()}
+    return {"beside": twins[0] if twins else None} | _unseen(found, other, everyone, left, parts, resampled)
+
+
+def _unseen(
+    found: Sequence[Predicted],
+    other: Sequence[Predicted],
+    inside: Mapping[str, Bools],
+    learnt: Bools,
+    parts: Mapping[str, DataSet],
+    resampled: int,
+) -> dict[str, Any]:
+    """What `found` never saw beside `other`, which saw it. inside: which records of each part; learnt: (L,) which labels."""
     y, known = (np.concatenate([part.shown[k][inside[name]] for name, part in parts.items()]) for k in range(2))
-    known &= np.logical_and.reduce([p.active for p in (*found, *other)])
+    known &= learnt
     index = [each for name, part in parts.items() for each, i in zip(part.index, inside[name], strict=True) if i]
     use = enough(y, known, cases_of(index))
-    told = {"records": len(y), "labels": [s.id for s, u in zip(parts["reported"].labels, use, strict=True) if u]}
+    told = {
+        "records": len(y),
+        "labels": [s.id for s, u in zip(parts["reported"].labels, use, strict=True) if u],
+        "positives": int((y & known)[:, use].sum()),
+    }
     if not use.any():
         return told
     weights = resamples([each["patient"] for each in index], resampled)

@@ -34,6 +34,7 @@ ROWS = (
 )
 FEWER = Row("fewer", "half of the patients", set={"train_share": 0.5})
 ELSEWHERE = Row("elsewhere", "nothing of PTB-XL", set={"leave_source": "ptbxl", "min_positives": 2})
+UNTOLD = Row("untold", "never told of NORM", set={"leave_out": ["NORM"]})
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def labels(vocabulary: tuple[Statement, ...]) -> tuple[Statement, ...]:
 def done(prepared: Path, text: TextBank, labels: tuple[Statement, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("compare")
-    for row, seed in ((ROWS[0], 1), (ROWS[0], 2), (ROWS[1], 1), (FEWER, 1), (ELSEWHERE, 1)):
+    for row, seed in ((ROWS[0], 1), (ROWS[0], 2), (ROWS[1], 1), (FEWER, 1), (ELSEWHERE, 1), (UNTOLD, 1)):
         assert run_row(row, seed, TINY, prepared, labels, text, out)
     return out
 
@@ -59,6 +60,9 @@ def test_the_rows_of_the_project_are_configs_that_exist() -> None:
     longest = next(row for row in rows if row.name == "infonce-200")
     assert longest.config(TrainConfig(), 1, None).epochs == 200
     assert longest.config(TrainConfig(), 1, 2).epochs == 10  # five times the others', as without --epochs
+    untold = [row for row in rows if row.left_labels]
+    assert len(untold) >= 8  # each with a row beside it that was told
+    assert all({k: v for k, v in row.set.items() if k != "leave_out"} in [dict(r.set) for r in rows] for row in untold)
     left = {row.name: row.left_sources for row in rows if row.left_sources}
     assert left["without-ptbxl"] == ("ptbxl", "ptbxl_norm")
     assert not {"without-ptbxl", "paper-500hz"} & {row.name for row in _wanted(rows, "", False, {"ptbxl", "challenge"})}
@@ -192,8 +196,41 @@ def test_a_left_out_folder_with_too_few_cases_or_without_its_reference_says_so(
     assert re.search(r"\) \| not run \|  \|\n$", markdown(alone))
     never = replace(ELSEWHERE, name="not yet")
     assert "| not yet | ptbxl | not run |" in markdown(tabulate((*ROWS, never), "reference", prepared, labels, done))
-    with pytest.raises(CompareError, match="no row has been run that leaves no folder out"):
+    with pytest.raises(CompareError, match="no row has been run that leaves nothing out"):
         tabulate((ROWS[2], ELSEWHERE), "never", prepared, labels, done)
+
+
+def test_a_label_left_out_is_judged_by_its_sentence_beside_the_row_that_was_told(
+    done: Path, prepared: Path, labels: tuple[Statement, ...]
+) -> None:
+    never = replace(UNTOLD, name="not yet", set={"leave_out": ["TAB"]})
+    lonely = replace(UNTOLD, set={**UNTOLD.set, "epochs": 7})  # no row is the same but for the label
+    told = tabulate((*ROWS, UNTOLD, never), "reference", prepared, labels, done, resampled=50)
+    entry, unrun = told["by_sentence"]
+    assert (entry["left"], entry["beside"], entry["labels"], unrun["run"]) == (["NORM"], "reference", ["NORM"], [])
+    parts = [DataSet(prepared, labels, folds) for folds in work.PARTS.values()]
+    y, known = (np.concatenate([part.shown[k] for part in parts]) for k in (0, 1))
+    j = [s.id for s in labels].index("NORM")
+
+    def by_hand(run: str) -> float:
+        there = load_file(done / run / work.PREDICTIONS)
+        logits = np.concatenate([there[name] for name in work.PARTS])
+        return float(roc_auc_score(y[known[:, j], j], logits[known[:, j], j]))
+
+    assert not load_file(done / "untold-1" / work.PREDICTIONS)["active"][j]
+    assert entry["positives"] == (y & known)[:, j].sum()
+    reference = (by_hand("reference-1") + by_hand("reference-2")) / 2
+    assert entry["unseen"]["macro_auroc"] == pytest.approx(by_hand("untold-1"))
+    assert entry["seen"]["macro_auroc"] == pytest.approx(reference)
+    assert entry["unseen"]["difference"] == pytest.approx(by_hand("untold-1") - reference)
+    # in the table of all rows it stands nowhere, and takes no label from it
+    assert told["parts"] == tabulate(ROWS, "reference", prepared, labels, done, resampled=50)["parts"]
+    shown = markdown(told)
+    assert f"| untold | NORM | {entry['positives']} | {entry['unseen']['macro_auroc']:.3f} (" in shown
+    assert "| not yet | TAB | not run |" in shown
+    assert "mean of" not in shown
+    (alone,) = compare_table.tabulate((*ROWS, lonely), "reference", prepared, labels, done, resampled=20)["by_sentence"]
+    assert (alone["beside"], alone["seen"]) == (None, None)
 
 
 def test_a_row_that_was_not_run_says_so(done: Path, prepared: Path, labels: tuple[Statement, ...]) -> None:
