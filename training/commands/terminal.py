@@ -112,6 +112,23 @@ def show_metrics(metrics: dict[str, Any]) -> None:
         told = (("slope", "slope"), ("error", "ece"), ("noise alone", "ece_floor"))
         said = (f"{name} {calibration[key]:.3f}" for name, key in told)
         Console().print("calibration: " + ", ".join(said), highlight=False)
+    if "false_positives" in metrics["lead_sets"].get("12", {}):
+        _show_false_positives(metrics["lead_sets"]["12"]["false_positives"])
+
+
+def _show_false_positives(told: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    title = f"long recordings, {told['hours']:.1f} h of {told['patients']} patients: windows said wrongly to have a finding"
+    table = Table(title=title, caption="of windows known not to have it, at the threshold; 360 windows an hour are all of them")
+    for name in ("label", "an hour", "95 %", "hours without it", "patients"):
+        table.add_column(name, justify="left" if name == "label" else "right")
+    for name, m in sorted(told["per_label"].items(), key=lambda item: -item[1]["per_hour"]):
+        low_high = m["per_hour_interval"]
+        span = f"{low_high[0]:.1f}-{low_high[1]:.1f}" if low_high else "-"
+        table.add_row(name, f"{m['per_hour']:.1f}", span, f"{m['hours']:.1f}", str(m["patients"]))
+    Console().print(table)
 
 
 def show_zero_shot(told: dict[str, Any]) -> None:

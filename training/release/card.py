@@ -20,6 +20,7 @@ LICENCES = {
     "ptbxl_norm": "PTB-XL records redistributed band-passed and z-scored, amplitude lost, CC BY 4.0",
     "challenge": "PhysioNet/CinC Challenge 2020/2021 (CPSC 2018, Georgia, Chapman, Ningbo, PTB), SPH, CC BY 4.0 / ODC-BY 1.0",
     "cinc2017": "PhysioNet/CinC Challenge 2017 (AliveCor, one lead), ODC-BY 1.0",
+    "long": "MIT-BIH Arrhythmia Database, ODC-BY 1.0, and CPSC 2021, CC BY 4.0: windows of long two-lead recordings",
 }
 
 
@@ -128,7 +129,7 @@ Labels with at least 10 positives and 10 negatives there; a label that the leads
 {chr(10).join(lines)}
 
 {_calibration(metrics)}
-
+{_false_positives(metrics)}
 {_per_label(bank, metrics)}"""
 
 
@@ -153,6 +154,30 @@ noise alone: what a perfect model would show on as many. Out-of-fold probabiliti
 | records | macro AUROC | slope | Brier skill, median | error | noise alone |
 |---|---|---|---|---|---|
 {chr(10).join(lines)}"""
+
+
+def _false_positives(metrics: dict[str, Any]) -> str:
+    """Of the out-of-fold predictions where there are any, else of the reported fold; "" without long recordings."""
+    parts = (("out of fold", metrics.get("out_of_fold", {})), ("reported fold", metrics["report"]["lead_sets"]["12"]))
+    where, told = next(((name, m["false_positives"]) for name, m in parts if "false_positives" in m), ("", None))
+    if told is None:
+        return ""
+    rows = [
+        f"| {label} | {m['per_hour']:.1f}{_rate(m['per_hour_interval'])} | {m['hours']:.1f} | {m['patients']} |"
+        for label, m in sorted(told["per_label"].items(), key=lambda item: -item[1]["per_hour"])
+    ]
+    return f"""
+False positives on long recordings ({where}, {told["hours"]:.1f} h of {told["patients"]} patients): windows at or above the
+threshold among those known not to have the finding, an hour of such signal; 360 would be all of them.
+
+| label | windows an hour | hours without it | patients |
+|---|---|---|---|
+{chr(10).join(rows)}
+"""
+
+
+def _rate(interval: list[float] | None) -> str:
+    return f" [{interval[0]:.1f}, {interval[1]:.1f}]" if interval else ""
 
 
 def _per_label(bank: LabelBank, metrics: dict[str, Any]) -> str:

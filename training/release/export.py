@@ -32,7 +32,9 @@ from encoders.bank import LabelBank, tiers_said
 from encoders.model import ARCHITECTURES, count_multiply_adds, count_parameters, receptive_field_s
 from encoders.signal import FS, LEADS, WINDOW
 from training.data.dataset import DataSet
-from training.evaluation.evaluate import evaluate, model_scorer
+from training.evaluation.bootstrap import resamples
+from training.evaluation.breakdown import false_positives
+from training.evaluation.evaluate import Evidence, evaluate, model_scorer
 from training.evaluation.held_out import HeldOut, build_bank, check_trained, int8_encoder
 from training.evaluation.scorers import evidence_of_bank, prevalence_of
 from training.learning.trainee import Trainee
@@ -190,13 +192,23 @@ def _metrics(
     }
     if held_out.crossval is not None:
         told = held_out.crossval.told
-        data["out_of_fold"] = {"records": told["records"], "runs": told["runs"], **told["metrics"]}
+        alarms = _false_positives(held_out, evidence)
+        data["out_of_fold"] = {"records": told["records"], "runs": told["runs"], **told["metrics"], **alarms}
     if report is not None:
         data["report"] = {
             "folds": sorted({r["fold"] for r in report.index}),
             **evaluate(model_scorer(model), report, evidence, advance=advance),
         }
     return data
+
+
+def _false_positives(held_out: HeldOut, evidence: Evidence) -> dict[str, Any]:
+    """On long recordings, at the thresholds: only the bank, made from these predictions, has them."""
+    p = held_out.predictions
+    weights = resamples([row["patient"] for row in p.index])
+    known, probabilities = p.known & evidence.candidates, evidence.probabilities(p.logits)
+    wrong = false_positives(probabilities, evidence.thresholds, p.y, known, p.index, p.ids, weights)
+    return {} if wrong is None else {"false_positives": wrong}
 
 
 def _sources(sets: Sequence[DataSet]) -> dict[str, int]:

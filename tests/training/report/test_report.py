@@ -280,6 +280,17 @@ def test_what_withholding_would_gain_is_shown(made: Report) -> None:
     assert "withheld, by gradedecisions95%90%80%noisy3840.130.21-" in read(render(replace(made, metrics=metrics)))
 
 
+def test_false_positives_of_long_recordings_are_shown_where_there_are_any(made: Report) -> None:
+    assert "False positives" not in read(render(made))
+    metrics = json.loads(json.dumps(made.metrics))
+    each = {"PVC": {"per_hour": 15.1, "per_hour_interval": [4.0, 28.0], "hours": 14.9, "patients": 38}}
+    each["AFIB"] = {"per_hour": 38.8, "per_hour_interval": None, "hours": 16.1, "patients": 1}
+    metrics["lead_sets"]["12"]["false_positives"] = {"hours": 20.8, "patients": 43, "per_label": each}
+    text = read(render(replace(made, metrics=metrics)))
+    assert "20.8 h of 43 patients in all" in text
+    assert "AFIB38.816.11PVC15.14.0–28.014.938" in text
+
+
 def test_metrics_json_holds_what_the_page_shows(made: Report) -> None:
     body = json.loads(told(made))
     assert body["data"] == {"name": "out", "digest": made.records.digest, "folds": [9]}
