@@ -55,7 +55,7 @@ def compare(
         wanted = [] if table else _wanted(rows, only, gpu, set(train.folders.tolist()))
         most = max((row.seeds for row in wanted), default=0)
         order = [(row, seed) for seed in range(1, 1 + most) for row in wanted if seed <= row.seeds]
-        planned = [row.config(base, seed, epochs) for row, seed in order if not work.is_finished(out, row, seed)]
+        planned = [row.recipe(base, seed, epochs) for row, seed in order if not work.is_finished(out, row, seed)]
         steps = sum(c.epochs * (len(train.for_training(c)) // c.batch) for c in planned)
         with progress("comparing", steps) as advance:
             report = by_run(advance)

@@ -57,27 +57,34 @@ class CompareError(ValueError):
 
 @dataclass(frozen=True)
 class Row:
-    """name: also of its directories. what: in words. set: keys of the config. seeds: runs. gpu: not run without one."""
+    """name: also of its directories. what: in words. set: keys of the config. seeds: runs. gpu: not run without one. config: a
+    file beside compare.toml that takes the place of default.toml."""
 
     name: str
     what: str
     set: Mapping[str, Any] = field(default_factory=dict)
     seeds: int = 1
     gpu: bool = False
+    config: str = ""
+
+    @property
+    def keys(self) -> dict[str, Any]:
+        """What it changes of default.toml."""
+        return {**(tomllib.loads((ROWS.parent / self.config).read_text("utf-8")) if self.config else {}), **self.set}
 
     @property
     def left_sources(self) -> tuple[str, ...]:
         """Folders that it does not train on."""
-        return TrainConfig.of(dict(self.set)).left_sources
+        return TrainConfig.of(self.keys).left_sources
 
     @property
     def left_labels(self) -> tuple[str, ...]:
         """Labels whose targets it does not train on."""
-        return TrainConfig.of(dict(self.set)).leave_out
+        return TrainConfig.of(self.keys).leave_out
 
-    def config(self, base: TrainConfig, seed: int, epochs: int | None) -> TrainConfig:
+    def recipe(self, base: TrainConfig, seed: int, epochs: int | None) -> TrainConfig:
         """Of one run. epochs: instead of the base's, for a quick trial; the row's own take its place in proportion."""
-        config = TrainConfig.of({**base.as_dict(), **self.set, "seed": seed, "train_folds": list(TRAINED)})
+        config = TrainConfig.of({**base.as_dict(), **self.keys, "seed": seed, "train_folds": list(TRAINED)})
         config = replace(config, calibration_folds=HELD_OUT)
         if epochs is None:
             return config
@@ -121,7 +128,7 @@ def run_row(
 
     Raises CompareError where the predictions there are of another recipe.
     """
-    run, config = run_directory(out, row, seed), row.config(base, seed, epochs)
+    run, config = run_directory(out, row, seed), row.recipe(base, seed, epochs)
     data = DataSet(directory, labels, config.train_folds)
     if (run / PREDICTIONS).is_file():
         _check(run, read_predictions(run / PREDICTIONS, data), config)
@@ -183,5 +190,5 @@ def check_alike(out: Path, runs: Mapping[str, Mapping[int, Predicted]], rows: Se
         for seed, found in runs[row.name].items():
             config = TrainConfig.of(json.loads(found.meta["config"]))
             first = first or config
-            rows_own = {k: v for k, v in row.set.items() if k not in ("epochs", "finish_epochs")}  # fewer in a quick trial
+            rows_own = {k: v for k, v in row.keys.items() if k not in ("epochs", "finish_epochs")}  # fewer in a quick trial
             _check(run_directory(out, row, seed), found, TrainConfig.of({**first.as_dict(), **rows_own, "seed": seed}))

@@ -142,8 +142,8 @@ def _by_sentence(
     """
     if not runs[row.name]:
         return {}
-    recipe = {key: value for key, value in row.set.items() if key != "leave_out"}
-    twins = [*(one.name for one in rows if dict(one.set) == recipe)]
+    recipe = {key: value for key, value in row.keys.items() if key != "leave_out"}
+    twins = [one.name for one in rows if one.keys == recipe]
     found, other = [*runs[row.name].values()], [*runs[twins[0]].values()] if twins else []
     left = np.isin([s.id for s in parts["reported"].labels], row.left_labels)
     everyone = {name: np.ones(len(part), dtype=bool) for name, part in parts.items()}
@@ -182,14 +182,14 @@ def _curve(rows: Sequence[Row], reference: str, runs: Mapping[str, Runs], train:
     """The learning curve: rows that differ from the reference in the share of patients and in passes only, smallest first."""
 
     def recipe(row: Row) -> dict[str, Any]:
-        return {key: value for key, value in row.set.items() if key not in ("train_share", "epochs", "finish_epochs")}
+        return {key: value for key, value in row.keys.items() if key not in ("train_share", "epochs", "finish_epochs")}
 
     base = next(row for row in rows if row.name == reference)
     points = [
         {"row": row.name, "share": share, "records": len(train.of_patients(share, 1))}
         for row in rows
         if runs[row.name] and recipe(row) == recipe(base)
-        for share in [float(row.set.get("train_share", 1.0))]
+        for share in [float(row.keys.get("train_share", 1.0))]
         if row is base or share < 1
     ]
     return sorted(points, key=lambda point: float(point["share"])) if len(points) > 1 else []
@@ -218,7 +218,7 @@ def _superclasses(parts: Mapping[str, DataSet], runs: Mapping[str, Runs], active
 
 
 def _about(row: Row, found: Runs) -> dict[str, Any]:
-    about: dict[str, Any] = {"name": row.name, "what": row.what, "set": dict(row.set), "seeds": row.seeds, "run": sorted(found)}
+    about: dict[str, Any] = {"name": row.name, "what": row.what, "set": row.keys, "seeds": row.seeds, "run": sorted(found)}
     if found:
         meta = next(iter(found.values())).meta
         about["epochs"] = json.loads(meta["config"])["epochs"]

@@ -19,7 +19,7 @@ from training.compare import table as compare_table
 from training.compare.page import draw, markdown
 from training.compare.runs import CompareError, Predicted, Row, check_alike, read_rows, run_row
 from training.compare.table import tabulate
-from training.config import ConfigError, TrainConfig
+from training.config import ConfigError, TrainConfig, read_config
 from training.data.dataset import DataSet
 from training.text.labels import TextBank
 from training.vocabulary import Statement, select
@@ -55,21 +55,26 @@ def test_the_rows_of_the_project_are_configs_that_exist() -> None:
     rows, reference = read_rows()
     assert reference == "bank_sigmoid"
     for row in rows:
-        config = row.config(TrainConfig(), 3, None)
+        config = row.recipe(TrainConfig(), 3, None)
         assert (config.seed, config.train_folds, config.calibration_folds) == (3, (1, 2, 3, 4, 5, 6), (7, 8))
     longest = next(row for row in rows if row.name == "infonce-200")
-    assert longest.config(TrainConfig(), 1, None).epochs == 200
-    assert longest.config(TrainConfig(), 1, 2).epochs == 10  # five times the others', as without --epochs
+    assert longest.recipe(TrainConfig(), 1, None).epochs == 200
+    assert longest.recipe(TrainConfig(), 1, 2).epochs == 10  # five times the others', as without --epochs
+    by_name = {row.name: row.recipe(TrainConfig(), 1, None) for row in rows}
+    paper = read_config(work.ROWS.parent / "paper.toml")
+    for name, apart in (("paper-500hz", set()), ("paper-200", {"form", "crop_s", "finish_epochs"})):
+        different = {line.split(":")[0] for line in by_name[name].differences(paper.as_dict())}
+        assert different - {"train_folds", "calibration_folds"} == apart
     untold = [row for row in rows if row.left_labels]
     assert len(untold) >= 8  # each with a row beside it that was told
-    assert all({k: v for k, v in row.set.items() if k != "leave_out"} in [dict(r.set) for r in rows] for row in untold)
+    assert all({k: v for k, v in row.keys.items() if k != "leave_out"} in [r.keys for r in rows] for row in untold)
     left = {row.name: row.left_sources for row in rows if row.left_sources}
     assert left["without-ptbxl"] == ("ptbxl", "ptbxl_norm")
     assert not {"without-ptbxl", "paper-500hz"} & {row.name for row in _wanted(rows, "", False, {"ptbxl", "challenge"})}
     assert "without-challenge" in {row.name for row in _wanted(rows, "", False, {"ptbxl", "challenge"})}
     assert "without-challenge" not in {row.name for row in _wanted(rows, "", False, {"challenge"})}
     with pytest.raises(ConfigError, match="nonsense: no such key"):
-        Row("x", "", {"nonsense": 1}).config(TrainConfig(), 1, None)
+        Row("x", "", {"nonsense": 1}).recipe(TrainConfig(), 1, None)
 
 
 def test_a_reference_that_is_no_row_is_refused(tmp_path: Path) -> None:
@@ -134,7 +139,7 @@ def test_the_learning_curve_is_of_one_recipe_by_share(
     other = Row("other half", "another recipe", set={"train_share": 0.5, "objective": "supervised"})
     told = tabulate((*ROWS, FEWER, other), "reference", prepared, labels, done, resampled=50)
     data = DataSet(prepared, labels, work.TRAINED)
-    fewer = data.for_training(FEWER.config(TINY, 1, None))
+    fewer = data.for_training(FEWER.recipe(TINY, 1, None))
     assert told["curve"] == [
         {"row": "fewer", "share": 0.5, "records": len(fewer)},
         {"row": "reference", "share": 1.0, "records": len(data)},
@@ -263,7 +268,7 @@ def test_a_run_of_another_recipe_is_neither_kept_nor_shown(
 def test_a_quick_trial_of_each_row_is_known_as_its_own(tmp_path: Path) -> None:
     rows, _ = read_rows()
     for epochs in (1, None):
-        told = {row.name: {"config": json.dumps(row.config(TrainConfig(), 1, epochs).as_dict())} for row in rows}
+        told = {row.name: {"config": json.dumps(row.recipe(TrainConfig(), 1, epochs).as_dict())} for row in rows}
         runs = {name: {1: Predicted({}, np.zeros(0, dtype=bool), meta)} for name, meta in told.items()}
         check_alike(tmp_path, runs, rows)
     with pytest.raises(CompareError, match="another recipe"):
