@@ -15,7 +15,7 @@ help:            ## this list
 	touch $@
 
 .venv/.base: .venv/.uv requirements/base.txt pyproject.toml
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/base.txt
+	$(BIN)/uv pip install --python $(BIN)/python --require-hashes -r requirements/base.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
 	touch $@
 

@@ -59,9 +59,10 @@ class TextTower:
         from transformers import AutoModel, AutoTokenizer
         from transformers.utils import logging
 
-        quiet: Any = logging.disable_progress_bar  # ours counts sentences
-        quiet()
         where = locate(model)
+        quiet: Any = logging.disable_progress_bar
+        if Path(where).is_dir():  # 16 GB from a hub take their time, and their bars are wanted
+            quiet()
         try:
             tokenizer: Any = AutoTokenizer.from_pretrained(where)
             self._model: Any = AutoModel.from_pretrained(where).eval()
@@ -71,6 +72,7 @@ class TextTower:
                 f"language model {model!r} cannot be loaded ({first}); give a folder with its files, or without hub access "
                 f"--model {next(iter(PACKAGED))}, which needs no download"
             ) from None
+        quiet()  # from here on ours counts sentences
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         tokenizer.padding_side = "right"

@@ -66,11 +66,9 @@ def demo(
     speed: Annotated[float, typer.Option(min=0, help="Times real time; 0: as fast as it goes.")] = 4.0,
     seed: Annotated[int, typer.Option(help="Of the simulated devices.")] = 0,
     json: Json = False,
-    kafka: Annotated[
-        str | None, typer.Option("--kafka", metavar="HOST:PORT", help="A real Kafka instead of the log in this process.")
-    ] = None,
+    kafka: Annotated[str | None, typer.Option("--kafka", metavar="HOST:PORT", help="A real Kafka, topics ecg.demo.*.")] = None,
     redis: Annotated[
-        str | None, typer.Option("--redis", metavar="URL", help="A real Redis: the artifact's bank is published there first.")
+        str | None, typer.Option("--redis", metavar="URL", help="A real Redis; gets the artifact's bank, if it has no other.")
     ] = None,
     artifact: ArtifactDir = None,
     lead: Leads = None,

@@ -29,6 +29,12 @@ from stream_worker.telemetry import Metrics
 __all__ = ["demo", "publish", "replay", "tail"]
 
 err = Console(stderr=True)
+DEMO_TOPICS = {
+    "chunks_topic": "chunks",
+    "findings_topic": "findings",
+    "dead_letters_topic": "dead-letters",
+    "alerts_topic": "alerts",
+}
 
 
 def _lead_map(pairs: Sequence[str]) -> dict[str, str]:
@@ -79,18 +85,25 @@ def replay(
     failed = 0
     with opened(model, settings) as encoder, _progress() as progress:
         scorer = Scorer(encoder, model.bank(), Options(top=settings.top, all_scores=scores == "all"))
-        task = progress.add_task("windows", total=None)
-        for path in paths:
+        task = progress.add_task("recordings", total=len(paths))
+        for done, path in enumerate(paths, 1):
             try:
                 recording = _read(path, leads)
             except ConfigError as error:
                 err.print(f"{error}", style="red", markup=False)
                 failed += 1
+                progress.update(task, completed=done)
                 continue
+            part = min(1.0, recording.layout.samples(settings.hop_ms) / recording.samples.shape[1])  # that a window adds
             progress.update(task, description=recording.name)
             events = windows(recording, recording.name, "1", Rules(hop_ms=settings.hop_ms))
-            for finding in findings(events, scorer, settings.batch_size, lambda n: progress.advance(task, n)):
+
+            def further(n: int, part: float = part) -> None:
+                progress.advance(task, n * part)
+
+            for finding in findings(events, scorer, settings.batch_size, further):
                 print_json(finding.body) if json else Console().print(line(finding.body), soft_wrap=True)
+            progress.update(task, completed=done)
     if failed:
         raise ConfigError(f"{failed} of {len(paths)} recordings could not be read")
 
@@ -114,6 +127,9 @@ def demo(
     from stream_worker.replay import session_start_ns
 
     settings = load_settings(artifact=artifact, kafka=kafka, start="latest", group=f"ecg-demo-{uuid.uuid4().hex[:8]}")
+    if kafka is not None:  # simulated patients have no place among real ones
+        names = {field: f"ecg.demo.{name}" for field, name in DEMO_TOPICS.items() if field not in settings.model_fields_set}
+        settings = settings.model_copy(update=names)
     recordings = [_read(path, _lead_map(lead)) for given in record for path in find_recordings(given)]
     sources = [recorded(r, r.name, "1", session_start_ns(r), seconds) for r in recordings] or simulated(seconds, seed)
     model = load_model(settings)
@@ -131,6 +147,9 @@ def demo(
     if not json and not out.is_terminal:
         out.print(table)
     given = f" --artifact {artifact}" if artifact else ""
+    if kafka is not None:
+        where = f"on Kafka, in {settings.chunks_topic} and {settings.findings_topic}"
+        err.print(where, style="dim", markup=False, highlight=False)
     err.print(
         f"next: recordings of your own, `ecg-worker replay RECORDING{given}`; your cluster, `ecg-worker check`; then "
         f"`{f'ECG_ARTIFACT={artifact} ' if artifact else ''}ecg-worker run`",
@@ -182,7 +201,7 @@ async def _demo(
     labels = None
     metrics = Metrics()
     if redis:
-        await publish_bank(redis, model.bank())
+        await publish_bank(redis, model.bank(), in_place_of_another=False)
         labels = BankWatcher(redis, model.encoder_digest, model.manifest.model.dim, metrics)
     if kafka is None:
         from stream_worker.memory_broker import MemoryBroker, MemoryLog
@@ -251,7 +270,7 @@ def tail(
     async def follow() -> None:
         from stream_worker.kafka.clients import follow as follow_topic
 
-        shown: dict[str, None] = {}
+        shown, told = dict[str, None](), 0
         stops = follow_topic(settings.kafka, settings.findings_topic, security_of(settings), from_beginning, timeout)
         async for record in stops:
             try:
@@ -265,7 +284,8 @@ def tail(
             if len(shown) > 100_000:
                 shown.pop(next(iter(shown)))
             print_json(body) if json else Console().print(line(body), soft_wrap=True)
-            if count is not None and len(shown) >= count:
+            told += 1
+            if told == count:
                 return
 
     with contextlib.suppress(KeyboardInterrupt):

@@ -8,7 +8,7 @@
     ├── StoreUnavailable    no Redis; retriable; exit code 5
     └── AcceleratorLost     the GPU failed in a way that only a new process mends; exit code 6
 
-Each class says `retriable`; loops decide by that, never by the message.
+Each class says `retriable`: whether waiting may mend it. Who retries decides by that or by the class, never by the message.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import structlog
 
 from encoders.bank import BankError, LabelBank
-from stream_worker.errors import ArtifactRefused, StoreUnavailable
+from stream_worker.errors import ArtifactRefused, ConfigError, StoreUnavailable
 from stream_worker.telemetry import Metrics
 
 __all__ = ["ACTIVE_KEY", "BankSource", "BankWatcher", "FixedBank", "bank_key", "publish_bank"]
@@ -26,13 +26,19 @@ def bank_key(digest: str) -> str:
     return f"ecg:bank:{digest}"
 
 
-async def publish_bank(url: str, bank: LabelBank) -> None:
-    """Store the bank under its digest, then make it the active one. Raises StoreUnavailable."""
+async def publish_bank(url: str, bank: LabelBank, in_place_of_another: bool = True) -> None:
+    """Store the bank under its digest, then make it the active one. Raises StoreUnavailable, and ConfigError where another is
+    active and must stay."""
     import redis.asyncio as redis
     from redis.exceptions import RedisError
 
     client: Any = redis.Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5)
     try:
+        active = (await client.get(ACTIVE_KEY) or b"").decode("ascii", "replace")
+        if active not in ("", bank.digest) and not in_place_of_another:
+            raise ConfigError(
+                f"redis has another active label bank, {active[:16]}: give an empty database, redis://HOST:PORT/N"
+            )
         await client.set(bank_key(bank.digest), bank.to_bytes())
         await client.set(ACTIVE_KEY, bank.digest)
     except (RedisError, OSError) as error:
@@ -72,6 +78,7 @@ class BankWatcher:
         self.bank: LabelBank | None = None
         self._url, self._encoder, self._dim, self._metrics, self._poll_s = url, encoder, dim, metrics, poll_s
         self._refused: str | None = None
+        self._missing: str | None = None  # what was last said to be absent
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -114,13 +121,20 @@ class BankWatcher:
         if not self._metrics.redis_is_up():
             log.info("redis is back", labels="following again")
         self._metrics.redis_up.set(1)
-        if digest and digest == have:
-            return True
+        self._tell_missing(digest if data is None and digest not in (have, self._refused) else None)
         if data is None:
-            if first:
-                log.warning("no label bank in redis yet", key=ACTIVE_KEY, remedy="ecg-train publish --redis URL ARTIFACT")
-            return False
+            return bool(digest) and digest == have
         return self._take(digest, data, first)
+
+    def _tell_missing(self, digest: str | None) -> None:
+        """digest: what should be there and is not, "" where none is active; None where all is well. Said when it changes."""
+        if digest is not None and digest != self._missing:
+            what = f"the bytes of the active bank {digest[:16]} are gone" if digest else f"no {ACTIVE_KEY}"
+            labels = "frozen" if self.bank else "none yet, waiting"
+            remedy = "ecg-train publish --redis URL ARTIFACT"
+            log.warning("redis holds no active label bank", what=what, labels=labels, remedy=remedy)
+        self._missing = digest
+        self._metrics.bank_missing.set(digest is not None)
 
     def _take(self, digest: str, data: bytes, first: bool) -> bool:
         try:

@@ -142,6 +142,9 @@ def check(kafka: str | None, redis: str | None, artifact: Path | None, json: boo
 
     settings = load_settings(kafka=kafka, redis=redis, artifact=artifact)
     found: list[Item] = []
+    err = Console(stderr=True)
+    if err.is_terminal:
+        err.print(f"asking Kafka at {settings.kafka} and Redis; a silent one takes its time", style="dim", markup=False)
 
     async def show() -> None:
         async for item in problems(settings, security_of(settings)):

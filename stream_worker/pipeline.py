@@ -38,6 +38,7 @@ POLL_MS = 200
 POLL_RECORDS = 2000
 SLICE = 64  # records cut at a stretch, partitions in turn; between two stretches the event loop reads its sockets
 PATIENCE_S = 0.5  # waited for the scorer before partitions are paused
+COLLECT = (10_000, 2, 2)  # garbage collector: allocations, and how often the older generations take part
 STALLED_S = 60.0  # a stage without a beat for this long is not alive
 
 Slices = deque[tuple[Partition, Sequence[Record]]]
@@ -113,7 +114,7 @@ class Pipeline:
 
     async def _start(self) -> None:
         gc.freeze()  # what is loaded stays; chunks and findings form no cycles, so the collector need not look often
-        gc.set_threshold(10_000, 2, 2)  # but connections that fail do, a hundred objects each
+        gc.set_threshold(*COLLECT)  # but connections that fail do, a hundred objects each
         await self.labels.start()
         await self.broker.start(self.holdings.on_assigned, self.holdings.on_revoked)
 
@@ -235,7 +236,8 @@ class Pipeline:
     def _gauges(self) -> None:
         windowers = [part.windower for part in self.holdings.parts.values() if part.windower is not None]
         self.metrics.open_runs.set(sum(len(w.runs) for w in windowers))
-        self.metrics.dropped_tails.set(sum(w.dropped_tails for w in windowers))
+        for windower in windowers:
+            self.metrics.dropped_tails.inc(windower.tails_dropped())
         self.metrics.queue.labels("score").set(self.scoring.waiting)
         self.metrics.queue.labels("publish").set(self.publisher.queue.qsize())
         waiting = [track.times[0] for w in windowers for track in w.tracks() if track.times]

@@ -39,7 +39,7 @@ class Metrics:
         self.windows = Counter("ecg_windows", "Findings published, by outcome", ["outcome"], registry=r)
         self.dead_letters = Counter("ecg_dead_letters", "Dead letters published, by reason", ["reason"], registry=r)
         self.shed = Counter("ecg_shed_windows", "Windows published unscored because their stream exceeds its share", registry=r)
-        self.dropped_tails = Gauge("ecg_dropped_tails", "Ends of runs shorter than 5 s, not scored", registry=r)
+        self.dropped_tails = Counter("ecg_dropped_tails", "Ends of runs shorter than 5 s, not scored", registry=r)
         self.lost_records = Counter("ecg_lost_records", "Records that retention removed before they were read", registry=r)
         self.lag = Gauge("ecg_lag_records", "Records behind the end of the partition", ["partition"], registry=r)
         self.oldest_unscored = Gauge(
@@ -53,6 +53,7 @@ class Metrics:
         self.broker_up = Gauge("ecg_broker_up", "1 while Kafka answers", registry=r)
         self.redis_up = Gauge("ecg_redis_up", "1 while Redis answers; 0 means frozen labels", registry=r)
         self.redis_up.set(1)
+        self.bank_missing = Gauge("ecg_bank_missing", "1 while Redis answers but holds no active label bank", registry=r)
         self.bank_refused = Counter("ecg_bank_refused", "Label banks refused while running", registry=r)
         self.bank = Gauge("ecg_bank_info", "The label bank in use", ["digest"], registry=r)
         self.encoder = Gauge("ecg_encoder_info", "The encoder in use", ["digest", "backend"], registry=r)

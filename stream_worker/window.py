@@ -236,6 +236,11 @@ class Windower:
             log.exception("a run could not be ended in order", stream=run.key[0], session=run.key[1], frontier=run.frontier)
             self._break_off(run, run.high, events)
 
+    def tails_dropped(self) -> int:
+        """Ends of runs too short to be decided, since this was last asked."""
+        dropped, self.dropped_tails = self.dropped_tails, 0
+        return dropped
+
     def _conclude(self, run: Run, why: str, events: list[Event]) -> None:
         """Decide what is whole, then the tail if it reaches 5 s; remember the frontier so that late samples stay late."""
         while run.end <= run.high:

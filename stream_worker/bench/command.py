@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from encoders.base import Encoder
 from stream_worker.backend import opened
@@ -34,8 +35,13 @@ def bench(kafka: str | None, artifact: Path | None, json: bool, plot: Path | Non
         _can_draw(plot)
     settings = load_settings(kafka=kafka, artifact=artifact)
     err = Console(stderr=True)
-    with opened(load_model(settings), settings, Metrics()) as encoder, err.status("starting") as status:
-        found = asyncio.run(_measure(settings, encoder, status.update, err))
+    columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
+    with (
+        opened(load_model(settings), settings, Metrics()) as encoder,
+        Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress,
+    ):
+        task = progress.add_task("", total=2 * len(LANES) + len(SHARES) + 1)
+        found = asyncio.run(_measure(settings, encoder, lambda what: progress.update(task, description=what, advance=1), err))
     if json:
         print_json(found.as_json())
     else:

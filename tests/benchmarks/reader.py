@@ -17,7 +17,7 @@ from aiokafka import AIOKafkaConsumer
 
 from stream_worker.operate import kafka_broker
 from stream_worker.partition import Partition
-from stream_worker.pipeline import POLL_MS, POLL_RECORDS, SLICE
+from stream_worker.pipeline import COLLECT, POLL_MS, POLL_RECORDS, SLICE
 from stream_worker.run import Rules
 from stream_worker.settings import Settings
 from stream_worker.window import Windower
@@ -47,7 +47,7 @@ async def bare(settings: Settings, partitions: int) -> Counts:
 async def cut(settings: Settings, partitions: int) -> Counts:
     """The worker without scoring and publishing."""
     gc.freeze()  # as the worker does
-    gc.set_threshold(100_000, 50, 100)
+    gc.set_threshold(*COLLECT)
     broker, decode, parts = kafka_broker(settings), Decoder(), dict[int, Partition]()
 
     async def assigned(numbers: frozenset[int]) -> None:

@@ -38,12 +38,12 @@ def measure() -> dict[str, float]:
     with paper_encoder() as encoder:
         bank = model.bank()
         out["replay_paper_encoder"] = against_bare(
-            recording, encoder, LabelBank(bank.labels, bank.matrix, bank.scale, encoder.digest, bank.text), rounds=3
+            recording, encoder, LabelBank(bank.labels, bank.matrix, bank.scale, encoder.digest, bank.text)
         )
     return out
 
 
-def against_bare(recording: object, encoder: Encoder, bank: LabelBank, rounds: int = 5) -> float:
+def against_bare(recording: object, encoder: Encoder, bank: LabelBank) -> float:
     scorer = Scorer(encoder, bank)
     events = list(windows(recording, "100", "1", Rules()))  # type: ignore[arg-type]
     arrays = stack([preprocess(e.samples, e.layout) for e in events if isinstance(e, Window)])
@@ -55,10 +55,10 @@ def against_bare(recording: object, encoder: Encoder, bank: LabelBank, rounds: i
         for at in range(0, len(arrays), 32):
             encoder.encode(arrays[at : at + 32])
 
-    return 1 / ratio(replayed, bare, rounds)
+    return 1 / ratio(replayed, bare)
 
 
-def against_fused(recording: object, encoder: Encoder, bank: LabelBank, rounds: int = 5) -> float:
+def against_fused(recording: object, encoder: Encoder, bank: LabelBank) -> float:
     """Over the graph alone, on counts that lie ready."""
     assert isinstance(encoder, WholeEncoder)
     scorer = Scorer(encoder, bank)
@@ -77,7 +77,7 @@ def against_fused(recording: object, encoder: Encoder, bank: LabelBank, rounds: 
             part = slice(at, at + 32)
             encoder.score(layout.fs_mhz, counts[part], mix[part], least[part], *bank.weights)
 
-    return 1 / ratio(replayed, fused, rounds)
+    return 1 / ratio(replayed, fused)
 
 
 def paper_encoder() -> Encoder:

@@ -22,7 +22,7 @@ from stream_worker.devices.encode import encode_chunk
 from stream_worker.kafka import topics
 from stream_worker.kafka.clients import DeviceProducer
 from stream_worker.partition import Partition
-from stream_worker.pipeline import SLICE
+from stream_worker.pipeline import COLLECT, SLICE
 from stream_worker.run import Rules
 from stream_worker.seam import Record
 from stream_worker.settings import Settings
@@ -64,7 +64,7 @@ class Fleet:
 
     def __init__(self, streams: int) -> None:
         gc.freeze()  # as the worker does
-        gc.set_threshold(100_000, 50, 100)
+        gc.set_threshold(*COLLECT)
         self.streams, self.decode, self.offset = streams, Decoder(), 0
         self.parts = [Partition(n) for n in range(PARTITIONS)]
         for part in self.parts:

@@ -204,10 +204,12 @@ def test_redis_absent_then_there_then_lost_then_with_other_labels(own: LocalServ
         assert worker.get("/readyz")[0] == 200
         send(world, messages[third : 2 * third])  # labels are frozen, scoring goes on
         worker.until(lambda: worker.metric('ecg_windows_total{outcome="scored"}') >= 6)
-        own.start_redis()
+        own.start_redis()  # it kept nothing
+        worker.until(lambda: worker.metric("ecg_bank_missing") == 1)
+        assert worker.get("/readyz")[0] == 200
         other = replace(bank, scale=bank.scale / 2)
         asyncio.run(publish_bank(own.redis, other))
-        worker.until(lambda: worker.metric("ecg_redis_up") == 1)
+        worker.until(lambda: worker.metric("ecg_redis_up") == 1 and worker.metric("ecg_bank_missing") == 0)
         worker.until(lambda: f'digest="{other.digest[:16]}"' in worker.get("/metrics")[1])
         send(world, messages[2 * third :])
         worker.until(lambda: worker.metric('ecg_windows_total{outcome="scored"}') >= 10)
@@ -221,6 +223,8 @@ def test_redis_absent_then_there_then_lost_then_with_other_labels(own: LocalServ
     assert banks == sorted(banks, key=[bank.digest, other.digest].index)
     assert "0" * 64 in worker.log
     assert shipped.encoder_digest in worker.log
+    told = [line for line in worker.log.splitlines() if "redis holds no active label bank" in line]
+    assert [("frozen" in line, "ecg-train publish" in line) for line in told] == [(False, True), (True, True)]  # once each time
 
 
 def test_a_bank_for_another_encoder_is_refused_at_start_with_both_values(own: LocalServices, shipped: Artifact) -> None:

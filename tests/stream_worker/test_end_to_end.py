@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+import pty
+import re
 import subprocess
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +17,10 @@ import jsonschema
 import pytest
 
 from encoders.artifact import Artifact
+from stream_worker.labels import publish_bank
 from stream_worker.settings import load_settings
 from stream_worker.wire import schema
-from tests.processes import WORKER, World
+from tests.processes import ROOT, WORKER, World
 
 
 @pytest.fixture(scope="module")
@@ -86,13 +92,62 @@ def test_demo_prints_findings_of_every_device_and_exits_0() -> None:
     assert "next: recordings of your own, `ecg-worker replay RECORDING`" in done.stderr
 
 
-def test_demo_of_a_recording_over_real_services(mitdb: Path, kafka: str, redis_url: str) -> None:
-    world = World(kafka)
-    record = str(mitdb / "208")
-    done = world.command(
-        "demo", "--record", record, "--seconds", "25", "--speed", "0", "--json", "--kafka", kafka, "--redis", redis_url
+def test_the_packages_of_the_base_install_are_enough_for_the_demo() -> None:
+    pinned = re.findall(r"^([\w.-]+)==", (ROOT / "requirements" / "base.txt").read_text("utf-8"), re.MULTILINE)
+    code = f"""
+import re, sys
+from importlib.metadata import packages_distributions
+base = {{"ecg-stream-worker", *{pinned!r}}}
+found = packages_distributions().items()
+others = {{name for name, given in found if not base & {{re.sub("[-_.]+", "-", d).lower() for d in given}}}}
+assert {{"torch", "transformers", "wfdb", "confluent_kafka"}} <= others
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in others:
+            raise ModuleNotFoundError(f"not in the base install: {{name}}", name=name)
+sys.meta_path.insert(0, Absent())
+from stream_worker.__main__ import app
+app(["demo", "--seconds", "10", "--speed", "0", "--json"])
+"""
+    done = subprocess.run([WORKER[0], "-c", code], cwd=ROOT, env=World("").env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert {json.loads(line)["kind"] for line in done.stdout.splitlines()} >= {"scored"}
+
+
+def test_demo_on_a_terminal_shows_a_table_that_lives() -> None:
+    ours, theirs = pty.openpty()
+    env = {**World("").env, "TERM": "xterm-256color", "COLUMNS": "120"}
+    process = subprocess.Popen(
+        [*WORKER, "demo", "--seconds", "10", "--speed", "0"], cwd=ROOT, env=env, stdin=theirs, stdout=theirs, stderr=theirs
     )
+    os.close(theirs)
+    shown = b""
+    try:
+        while piece := os.read(ours, 65536):
+            shown += piece
+    except OSError:  # how a terminal ends
+        pass
+    assert process.wait(60) == 0
+    text = shown.decode()
+    assert "10 s of signal sent" in text
+    assert "洞調律" in text
+    assert text.count("bed-01") > 1  # drawn more than once
+
+
+def test_demo_of_a_recording_over_real_services(mitdb: Path, kafka: str, redis_url: str) -> None:
+    world, empty, other = World(kafka), *(redis_url.removesuffix("/0") + f"/{n}" for n in (5, 6))
+    for name in [name for name in world.env if name.endswith("_TOPIC")]:
+        del world.env[name]
+    given = ("demo", "--record", str(mitdb / "208"), "--seconds", "25", "--speed", "0", "--json", "--kafka", kafka, "--redis")
+    done = world.command(*given, empty)
     assert [json.loads(line)["first_sample"] for line in done.stdout.splitlines()] == [0, 3600, 7200]
+    assert "in ecg.demo.chunks and ecg.demo.findings" in done.stderr  # not among real patients
+    shipped = Artifact.load(load_settings().artifact_dir()).bank()
+    active = replace(shipped, scale=shipped.scale / 2)
+    asyncio.run(publish_bank(other, active))
+    refused = world.command(*given, other, check=False)
+    assert refused.returncode == 2
+    assert f"another active label bank, {active.digest[:16]}" in refused.stderr
 
 
 def test_check_says_what_is_wrong_and_what_to_do(kafka: str, redis_url: str) -> None:
@@ -126,9 +181,11 @@ def test_errors_are_one_line_with_a_remedy_and_their_exit_code(tmp_path: Path) -
     model = world.command("replay", str(tmp_path), "--artifact", str(tmp_path / "none"), check=False)
     assert model.returncode in (2, 3)
     assert "Traceback" not in model.stderr
-    broker = world.command("run", "--http-port", "0", check=False)
-    assert broker.returncode == 4
-    assert "127.0.0.1:1" in broker.stderr
+    with World("127.0.0.1:1", ECG_OUTAGE_LIMIT_S="6").worker() as worker:
+        worker.until(lambda: worker.get("/livez")[0] == 200)
+        assert worker.get("/readyz")[0] == 503
+        assert worker.process.wait(60) == 4
+        assert "127.0.0.1:1" in worker.log
     world.env["ECG_HOP_MS"] = "50"
     wrong = world.command("run", check=False)
     assert wrong.returncode == 2

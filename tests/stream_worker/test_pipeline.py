@@ -306,12 +306,16 @@ async def test_a_log_made_anew_is_read_from_its_beginning() -> None:
 
 
 async def test_start_settings() -> None:
+    assert Settings(_env_file=None).start == "latest"
     for start, count in (("earliest", 2), ("1970-01-01T00:00:50", 1), ("latest", 0)):
         log = MemoryLog(TOPICS)
         send(log, 0, 5000, ts=1_000)
         send(log, 10_000, 15_000, ts=60_000)
-        async with running(pipeline(log, start=start)):
-            await until(lambda log=log: sum(committed(log).values()) == 2)  # type: ignore[misc]
+        with structlog.testing.capture_logs() as logs:
+            async with running(pipeline(log, start=start)):
+                await until(lambda log=log: sum(committed(log).values()) == 2)  # type: ignore[misc]
+        told = [line for line in logs if line["event"] == "no committed offset"]
+        assert [line["start"] for line in told] == [start] * len(told) != []
         scored = [x for x in published(log) if x["kind"] == "scored"]
         assert len(scored) == count, start
 
@@ -504,8 +508,10 @@ async def test_metrics_show_what_an_operator_needs() -> None:
     gap = X[:, :5000].copy()
     gap[:, 1000:2500] = -32768
     log.append("ecg.chunks", *message(L, 0, gap, "gappy"))
+    log.append("ecg.chunks", *message(L, 0, X[:, :1000], "brief", last=True))  # 2 s, and no more
+    log.append("ecg.chunks", b"gappy", b"no chunk")
     async with running(pipeline(log)) as p:
-        await until(lambda: len(published(log)) == 2)
+        await until(lambda: len(published(log)) == 3)
         await asyncio.sleep(1.2)
         text = p.metrics.text().decode()
     for name in (
@@ -514,6 +520,9 @@ async def test_metrics_show_what_an_operator_needs() -> None:
         'ecg_windows_total{outcome="unscorable"} 1.0',
         'ecg_queue_depth{stage="score"} 0.0',
         'ecg_queue_depth{stage="publish"} 0.0',
+        'ecg_windows_total{outcome="closed"} 1.0',
+        "ecg_dropped_tails_total 1.0",
+        'ecg_dead_letters_total{reason="schema"} 1.0',
         "ecg_open_runs 2.0",
         "ecg_oldest_unscored_seconds",
     ):
