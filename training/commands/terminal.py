@@ -114,6 +114,8 @@ def show_metrics(metrics: dict[str, Any]) -> None:
         Console().print("calibration: " + ", ".join(said), highlight=False)
     if "false_positives" in metrics["lead_sets"].get("12", {}):
         _show_false_positives(metrics["lead_sets"]["12"]["false_positives"])
+    if "recordings" in metrics["lead_sets"].get("12", {}):
+        _show_recordings(metrics["lead_sets"]["12"]["recordings"])
 
 
 def _show_false_positives(told: dict[str, Any]) -> None:
@@ -129,6 +131,32 @@ def _show_false_positives(told: dict[str, Any]) -> None:
         span = f"{low_high[0]:.1f}-{low_high[1]:.1f}" if low_high else "-"
         table.add_row(name, f"{m['per_hour']:.1f}", span, f"{m['hours']:.1f}", str(m["patients"]))
     Console().print(table)
+
+
+def _show_recordings(told: dict[str, Any]) -> None:
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
+    from training.evaluation.recordings import SILENT
+
+    title = f"{told['recordings']} long recordings of {told['patients']} patients, {told['windows']} windows, by recording"
+    caption = "AUROC: of all windows, few patients; within: median of (n) recordings, each alone"
+    table = Table(title=title, caption=caption, box=SIMPLE, pad_edge=False)
+    for name in ("label", "windows", "patients", "AUROC", "95 %", "within (n)", "found", "wrong"):
+        table.add_column(name, justify="left" if name == "label" else "right", no_wrap=True)
+    for name, m in sorted(told["per_label"].items(), key=lambda item: -item[1]["windows"]):
+        low_high = m["few_patients_auroc_interval"]
+        values = m["few_patients_auroc"], m["within_auroc_median"], m["sensitivity"], m["said_wrongly"]
+        auroc, within, found, wrong = ("-" if v is None else f"{v:.3f}" for v in values)
+        span = f"{low_high[0]:.3f}-{low_high[1]:.3f}" if low_high else "-"
+        counts = str(m["windows"]), str(m["patients"])
+        table.add_row(name, *counts, auroc, span, f"{within} ({m['within_recordings']})", found, wrong)
+    Console().print(table)
+    for key, why in SILENT.items():
+        if told[key]:
+            silent = ", ".join(f"{label} {n}" for label, n in told[key].items())
+            Console().print(f"stated, but {why} (windows): {silent}", highlight=False)
 
 
 def show_zero_shot(told: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from training.evaluation.bootstrap import interval, macro, resamples
 from training.evaluation.breakdown import false_positives, subgroups, task_metrics
 from training.evaluation.metrics import PREVALENCES, aurocs, decisions, label_metrics, predictive_values, summary
 from training.evaluation.ptbxl_groups import group_metrics, missing
+from training.evaluation.recordings import by_recording
 from training.evaluation.reliability import reliability
 from training.learning.trainee import Trainee
 from training.sources.relations import RHYTHMS
@@ -133,6 +134,9 @@ def judge(p: Predictions, evidence: Evidence, weights: Weights) -> tuple[dict[st
         wrong = false_positives(probabilities, evidence.thresholds, p.y, known, p.index, p.ids, weights)
         if wrong is not None:
             out["false_positives"] = wrong
+        recordings = by_recording(probabilities, evidence.thresholds, p.y, known, p.index, p.ids, weights)
+        if recordings is not None:
+            out["recordings"] = recordings
         for j, name in enumerate(p.ids):
             if name in labels and np.isfinite(evidence.thresholds[j]):
                 labels[name]["predictive"] = predictive_values(

@@ -12,6 +12,7 @@ import numpy as np
 from training.evaluation.metrics import beyond_chance
 from training.evaluation.worst import Mistake
 from training.report.ecg_paper import ecg_paper
+from training.report.long_recordings import by_recording, false_positives
 from training.report.page import document, number
 from training.report.report import METRICS, Report
 from training.report.tables import (
@@ -20,7 +21,6 @@ from training.report.tables import (
     by_leads,
     calibration,
     curves,
-    false_positives,
     named,
     parts,
     per_label,
@@ -65,6 +65,7 @@ def render(report: Report) -> str:
         calibration(report),
         abstention(report),
         false_positives(report),
+        by_recording(report),
         per_label(report),
         silent(report),
         parts(report),

@@ -20,7 +20,6 @@ __all__ = [
     "by_leads",
     "calibration",
     "curves",
-    "false_positives",
     "figure",
     "named",
     "order",
@@ -134,27 +133,6 @@ def abstention(report: Report) -> str:
         f"that are present. Area under the error: {told['area']:.4f} ({spread(told['area_interval'])}); without skill it would "
         f"be the error at 100 %.</p><div class=two><div>{table(head, rows)}</div><div>{more}</div></div>"
     )
-
-
-def false_positives(report: Report) -> str:
-    """How often a label is said wrongly on long recordings."""
-    told = report.full.get("false_positives")
-    if told is None:
-        return ""
-    rows = [
-        [escape(name), f"{m['per_hour']:.1f}", _rate(m["per_hour_interval"]), f"{m['hours']:.1f}", number(m["patients"])]
-        for name, m in sorted(told["per_label"].items(), key=lambda item: -item[1]["per_hour"])
-    ]
-    head = ["label", "windows an hour", "95 %", "hours without it", "patients"]
-    return (
-        "<h2 id=false-positives>False positives on long recordings</h2><p>Windows at or above the label's threshold among "
-        f"those known not to have the finding, an hour of such signal; {told['hours']:.1f} h of {number(told['patients'])} "
-        f"patients in all. A window is 10 s: 360 an hour would be all of them.</p><div class=narrow>{table(head, rows)}</div>"
-    )
-
-
-def _rate(interval: Sequence[float] | None) -> str:
-    return "" if interval is None else f"<span class=nowrap>{interval[0]:.1f}&ndash;{interval[1]:.1f}</span>"
 
 
 def order(report: Report) -> list[int]:

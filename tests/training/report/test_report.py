@@ -291,6 +291,26 @@ def test_false_positives_of_long_recordings_are_shown_where_there_are_any(made: 
     assert "AFIB38.816.11PVC15.14.0–28.014.938" in text
 
 
+def test_long_recordings_are_shown_one_by_one(made: Report) -> None:
+    assert "By recording" not in read(render(made))
+    metrics = json.loads(json.dumps(made.metrics))
+    m = {"windows": 30, "without": 150, "recordings": 1, "patients": 1, "patients_without": 2, "sensitivity": 0.9}
+    m |= {"few_patients_auroc": None, "few_patients_auroc_interval": None, "within_recordings": 1, "within_auroc_median": 0.875}
+    m |= {"said_wrongly": 0.02, "per_recording": {"long/x<i>": {"windows": 30, "found": 27, "without": 90, "wrong": 3}}}
+    m["per_recording"]["long/y"] = {"windows": 0, "found": 0, "without": 60, "wrong": 0}
+    found = {"recordings": 2, "patients": 2, "windows": 180, "per_label": {"AFIB": m}}
+    metrics["lead_sets"]["12"]["recordings"] = found | {"unsupported": {"JRHY": 7}, "not_shown": {}}
+    page = render(replace(made, metrics=metrics))
+    read(page)  # closes what it opens
+    part_of = read(page[page.index("<h2 id=recordings>") : page.index("<h2 id=labels>")])
+    assert "180 windows of 2 long recordings, 2 patients" in part_of
+    assert "AFIB3011-0.87510.900.020" in part_of
+    assert "AFIBlong/x<i>3027903" in part_of
+    assert "long/y" not in part_of
+    assert "Stated, but the model has no probability with a threshold, windows: JRHY 7." in part_of
+    assert "do not show it, windows" not in part_of
+
+
 def test_metrics_json_holds_what_the_page_shows(made: Report) -> None:
     body = json.loads(told(made))
     assert body["data"] == {"name": "out", "digest": made.records.digest, "folds": [9]}
