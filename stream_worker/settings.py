@@ -68,7 +68,7 @@ class Settings(BaseSettings):
     http_host: str = "0.0.0.0"  # noqa: S104 - probes and Prometheus come from outside the pod
     http_port: int = Field(8080, ge=0, le=65535, description="/livez, /readyz and /metrics; 0 picks a free port")
     outage_limit_s: float = Field(60.0, gt=0, description="without a broker for longer than this the process exits with code 4")
-    drain_s: float = Field(20.0, gt=0, description="the time that shutdown or a revoked partition may take")
+    drain_s: float = Field(20.0, gt=0, description="the time that shutdown may take; a revoked partition 5 s at most")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @field_validator("start")
