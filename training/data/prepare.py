@@ -1,7 +1,8 @@
 """Folders of recordings -> a prepared data set: shards of encoder inputs, an index, a manifest. One shard in memory at a time.
 
 DIR/manifest.json            sources and what they declare, digests of all files, records left out with the reason
-DIR/index.parquet            a row a record: patient, fold, split, shard, row, lead mask, unit, labels, sex, age, quality
+DIR/index.parquet            a row a record: patient, fold, split, shard, row, lead mask, unit, labels, sex, age, quality (the
+                             annotators' grade) and signal_grade (training/data/grades.py)
 DIR/shard-00000.safetensors  "x": float16 (N, 12, 5000), exactly what `encoders.preprocess` gives, rounded
 DIR/statistics.html          what is in it, for people (training/data/statistics_page.py)
 """
@@ -29,6 +30,7 @@ from encoders import preprocess as chain
 from encoders.recordings import Recording, RecordingError, read_recording
 from encoders.signal import SignalError
 from training.data.duplicates import Seen
+from training.data.grades import grade
 from training.sources.annotated import CALIBRATION_FOLD, TEST_FOLD, VALIDATION_FOLD, Annotated, Source
 
 __all__ = [
@@ -51,7 +53,10 @@ SHARD = 128  # records; 15 MB
 READERS = 2
 
 _SCHEMA = pa.schema(
-    [(name, pa.string()) for name in ("record", "source", "patient", "split", "shard", "unit", "signal", "sex", "quality")]
+    [
+        (name, pa.string())
+        for name in ("record", "source", "patient", "split", "shard", "unit", "signal", "sex", "quality", "signal_grade")
+    ]
     + [(name, pa.int32()) for name in ("fold", "row", "mask", "derived", "n_valid")]
     + [(name, pa.float32()) for name in ("age", "fs")]
     + [("window", pa.int64())]
@@ -123,18 +128,23 @@ class _Row:
     unit: str
     fs: float
     reason: str
+    grade: str = ""
 
 
 def _read(record: Annotated) -> _Row:
     try:
         recording = record.read() if record.read else read_recording(record.path, record.leads or None)
-        prepared = chain.preprocess(recording.samples, recording.layout)
+        layout = recording.layout
+        calibrated = chain.calibrate(recording.samples[:, : layout.window], layout)
+        prepared = chain.prepare(calibrated, layout)
     except (RecordingError, SignalError, OSError) as error:
         return _Row(record, None, "", 0.0, str(error).replace(str(record.path), record.record))
     reason = f"cannot be scored: {prepared.reason}" if prepared.reason else ""
     if prepared.reason == "amplitude":
         reason = suspicious(recording)
-    return _Row(record, None if reason else prepared, recording.layout.unit, recording.layout.fs, reason)
+    if reason:
+        return _Row(record, None, layout.unit, layout.fs, reason)
+    return _Row(record, prepared, layout.unit, layout.fs, "", grade(calibrated, prepared, layout))
 
 
 class _Writer:
@@ -213,6 +223,7 @@ def _entry(record: Annotated, window: chain.Prepared, row: _Row, digest: str, sh
         "sex": record.sex,
         "age": record.age,
         "quality": record.quality,
+        "signal_grade": row.grade,
         "fs": row.fs,
         "window": record.window,
     }

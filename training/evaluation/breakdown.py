@@ -1,4 +1,4 @@
-"""The same predictions by parts of the data: sex, age, unit, source, quality; and questions put to one source."""
+"""The same predictions by parts of the data: sex, age, unit, source, quality, signal; and questions put to one source."""
 
 from __future__ import annotations
 
@@ -44,6 +44,7 @@ PARTS: dict[str, Callable[[Row], str | None]] = {
     "unit": _text("unit"),
     "source": lambda row: str(row["source"]).split("/")[0],
     "quality": _text("quality"),
+    "signal": _text("signal_grade"),
 }
 
 

@@ -20,6 +20,7 @@ from encoders.recordings import Recording, read_recording
 from training.data.dataset import DataSet
 from training.data.duplicates import Seen
 from training.data.prepare import PrepareError, check_patients, file_digest, prepare, split_of
+from training.evaluation.breakdown import subgroups
 from training.sources.annotated import Annotated, Source
 from training.sources.folders import read_source
 from training.vocabulary import Statement
@@ -229,12 +230,16 @@ def test_what_the_source_knows_of_a_person_stands_in_the_index(tmp_path: Path) -
 def test_a_data_set_without_the_newer_columns_is_still_read(tmp_path: Path, vocabulary: tuple[Statement, ...]) -> None:
     out = tmp_path / "out"
     manifest = prepare([source(annotated(record(tmp_path, "a", noise(1))))], out)
-    table = pq.read_table(out / "index.parquet").drop_columns(["sex", "age", "quality", "window", "fs"])
+    table = pq.read_table(out / "index.parquet").drop_columns(["sex", "age", "quality", "signal_grade", "window", "fs"])
     pq.write_table(table, out / "index.parquet")
     path = out / "index.parquet"
     manifest["files"]["index.parquet"] = {"sha256": file_digest(path), "bytes": path.stat().st_size}
     (out / "manifest.json").write_text(json.dumps(manifest))
-    assert DataSet(out, vocabulary, (1,)).positives().sum() == 1
+    data = DataSet(out, vocabulary, (1,))
+    assert data.positives().sum() == 1
+    y, known = data.targets
+    parts = subgroups(np.zeros(y.shape), y, known, data.index, [s.id for s in data.labels], np.ones((2, 1)))
+    assert set(parts) == {"unit", "source"}
 
 
 def test_output_must_be_new_and_something_must_be_readable(tmp_path: Path) -> None:

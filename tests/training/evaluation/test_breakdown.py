@@ -33,6 +33,18 @@ def test_each_part_is_measured_on_its_own_records() -> None:
     assert out["unit"]["mV"]["patients"] == 40
 
 
+def test_the_grade_of_the_signal_is_a_part_beside_the_annotators() -> None:
+    y = np.tile([[True], [False]], (20, 1))
+    grades = ["all leads good"] * 24 + ["most leads poor"] * 16
+    index = rows(40, signal_grade=grades, signal=["digest"] * 40, quality=[None] * 39 + ["noisy"])
+    out = subgroups(np.where(y, 1.0, 0.0), y, np.ones_like(y), index, ["A"], np.ones((2, 40)))
+    assert {k: (v["records"], v["labels"]) for k, v in out["signal"].items()} == {
+        "all leads good": (24, 1),
+        "most leads poor": (16, 0),
+    }
+    assert set(out["quality"]) == {"noisy"}
+
+
 def test_false_positives_are_counted_an_hour_of_long_signal_without_the_finding() -> None:
     index = [{"patient": f"p{i // 360}", "window": i, "n_valid": 5000} for i in range(720)]  # two hours, an hour a patient
     index += [{"patient": "q", "window": None, "n_valid": 5000}] * 10
