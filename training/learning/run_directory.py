@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import re
 import shlex
 import subprocess
 import time
@@ -26,7 +25,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-
 from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
 
 from training.data.dataset import DataSet
-from training.learning.checkpoint import write_whole, writing
+from training.learning.checkpoint import CheckpointError, write_whole, writing
 from training.learning.parallel import World
 from training.text.labels import TextBank
 
@@ -65,7 +64,7 @@ class EventFile:
 def describe(out: Path, state: Mapping[str, Any], data: DataSet, text: TextBank, world: World) -> None:
     """Write run.json and README.md; a continued run adds its start to those before. Raises CheckpointError."""
     path = out / "run.json"
-    starts = json.loads(path.read_text(encoding="utf-8"))["starts"] if path.is_file() else []
+    starts = _starts(path)
     begun = {"command": state["command"], "time": _now(), "step": state["step"], "processes": world.size}
     what = {
         "config": state["config"],
@@ -84,6 +83,18 @@ def describe(out: Path, state: Mapping[str, Any], data: DataSet, text: TextBank,
     write_whole(path, lambda part: part.write_text(body, encoding="utf-8"))
     page = _page(out.name, what)
     write_whole(out / "README.md", lambda part: part.write_text(page, encoding="utf-8"))
+
+
+def _starts(path: Path) -> list[dict[str, Any]]:
+    """Those before, of run.json."""
+    if not path.is_file():
+        return []
+    try:
+        return list(json.loads(path.read_text(encoding="utf-8"))["starts"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path}: no description of a run ({error!r}); remove it: only what it tells of earlier starts is lost"
+        ) from None
 
 
 def _now() -> str:
@@ -131,20 +142,58 @@ def _option(command: str, name: str) -> str:
     words = shlex.split(command)
     for k, word in enumerate(words):
         if word == name and k + 1 < len(words):
-            return shlex.quote(words[k + 1])
+            return words[k + 1]
         if word.startswith(name + "="):
-            return shlex.quote(word.partition("=")[2])
+            return word.partition("=")[2]
     return name.removeprefix("--").upper()
+
+
+def _again(command: str) -> str:
+    """The command that goes on with a run: `compare` does so when given again, the others by --resume, whatever the epochs."""
+    words = shlex.split(command)
+    if words[1:2] == ["compare"]:
+        return command
+    kept, skip = [], False
+    for word in words:
+        if not skip and word not in ("--epochs", "--resume") and not word.startswith("--epochs="):
+            kept.append(word)
+        skip = word == "--epochs"
+    return shlex.join([*kept, "--resume"])
+
+
+def _uses(command: str, name: str, config: Mapping[str, Any]) -> tuple[list[list[str]], str]:
+    """What the run serves for: commands, as words; and a sentence where it is not exported. command: that began it."""
+    kind = (shlex.split(command)[1:2] or ["train"])[0]
+    out = _option(command, "--out")
+    run = f"{out}/{name}" if kind in ("compare", "crossval") else out if "--out" in command else name
+    inputs = ["--data", _option(command, "--data"), "--text", _option(command, "--text")]
+    uses = [["tensorboard", "--logdir", run], ["ecg-train", "evaluate", run, *inputs]]
+    export = ["ecg-train", "export", run, *inputs]
+    if config["objective"] == "supervised":
+        return uses, "It is a reference and is not exported: it has no label bank."
+    if config["leave_out"]:
+        return uses, f"It is a trial and is not exported: {', '.join(config['leave_out'])} were left out."
+    if kind == "compare":
+        return uses, "It is a row of a comparison; `train` or `crossval` makes the run of a recipe that is exported."
+    if kind == "crossval" and config["calibration_folds"]:
+        return uses, "It judges a recipe on the folds that it never saw; `crossval --refit` makes the run that is exported."
+    if kind == "crossval":
+        return [*uses, [*export, "--crossval", out, "--out", f"{out}/model"]], ""
+    if not config["calibration_folds"]:  # all of folds 1 to 8 are in its weights
+        teacher = _option(command, "--teacher")
+        export += ["--crossval", str(Path(teacher).parent) if "--teacher" in command else "CROSSVAL"]
+    return [*uses, [*export, "--out", f"{run}/model"]], ""
 
 
 def _page(name: str, what: Mapping[str, Any]) -> str:
     first, last = what["starts"][0], what["starts"][-1]
     command = first["command"] or "ecg-train train"
-    inputs = f"--data {_option(command, '--data')} --text {_option(command, '--text')}"
-    run = _option(command, "--out") if "--out" in command else name
+    uses, note = _uses(command, name, what["config"])
+    listed = "\n".join("    " + shlex.join(words) for words in uses) + (f"\n\n{note}" if note else "")
+    again = _again(command)
     if last["processes"] > 1:
-        command = command.replace("ecg-train", f"torchrun --nproc-per-node {last['processes']} -m training", 1)
-    again = " ".join(re.sub(r" (--epochs[ =]\S+|--resume)", "", command).split()) + " --resume"
+        torchrun = f"torchrun --nproc-per-node {last['processes']} -m training"
+        command, again = (each.replace("ecg-train", torchrun, 1) for each in (command, again))
     config, host = what["config"], last["host"]
     where = host["gpu"] or f"{host['threads']} of {host['cores']} {host['machine']} cores"
     data, text = what["data"], what["text"]
@@ -166,11 +215,9 @@ Continue, to the bit on a CPU with as many threads and processes:
 
     {again}
 
-Watch, evaluate, export:
+Watch, evaluate{"" if note else ", export"}:
 
-    tensorboard --logdir {run}
-    ecg-train evaluate {run} {inputs}
-    ecg-train export {run} {inputs} --out {run}/model
+{listed}
 
 Research software, not a medical device.
 """

@@ -10,11 +10,14 @@ import signal
 import socket
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.util.tensor_util import make_ndarray
+from typer.core import TyperGroup
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from tests.training.one_of_two import BASE, opened
@@ -22,7 +25,8 @@ from training.__main__ import app
 from training.data.dataset import Batch, DataSet
 from training.learning.checkpoint import CheckpointError
 from training.learning.loop import train
-from training.learning.run_directory import EventFile
+from training.learning.parallel import World
+from training.learning.run_directory import EventFile, describe
 from training.learning.step import Stepper
 from training.text.labels import TextBank
 
@@ -75,10 +79,70 @@ def test_the_page_gives_the_commands_that_go_on(begun: tuple[Path, DataSet, Text
         COMMAND + " --resume",
         "tensorboard --logdir 'runs/a b'",
         "ecg-train evaluate 'runs/a b' --data runs/data --text runs/text",
-        "ecg-train export 'runs/a b' --data runs/data --text runs/text --out 'runs/a b'/model",
+        "ecg-train export 'runs/a b' --data runs/data --text runs/text --out 'runs/a b/model'",
     ]
-    assert shlex.split(commands[-1])[-1] == "runs/a b/model"
     assert "Objective `bank_sigmoid`" in page
+
+
+TRAINED = "ecg-train train --data d --text t --out runs/one"
+FOLDS = "ecg-train crossval --data d --text t --out runs/cv --threads 1"
+ROWS = "ecg-train compare --data d --text t --out runs/rows --rows one,two --epochs 2"
+INPUTS = "--data d --text t"
+WHOLE = {"train_folds": (1, 2, 3, 4, 5, 6, 7, 8), "calibration_folds": ()}
+
+
+@pytest.mark.parametrize(
+    ("command", "config", "run", "again", "export"),
+    [
+        (f"{TRAINED} --epochs=1", {}, "runs/one", f"{TRAINED} --resume", f"runs/one {INPUTS} --out runs/one/model"),
+        (FOLDS, {"train_folds": (3, 4, 5, 6, 7, 8), "calibration_folds": (1, 2)}, "runs/cv/fold-12", f"{FOLDS} --resume", None),
+        (f"{FOLDS} --refit", WHOLE, "runs/cv/final", f"{FOLDS} --refit --resume",
+            f"runs/cv/final {INPUTS} --crossval runs/cv --out runs/cv/model"),
+        (ROWS, {"train_folds": (1, 2, 3, 4, 5, 6), "calibration_folds": (7, 8)}, "runs/rows/one-1", ROWS, None),
+        (f"{TRAINED} --teacher runs/cv/oof.safetensors", WHOLE, "runs/one",
+            f"{TRAINED} --teacher runs/cv/oof.safetensors --resume",
+            f"runs/one {INPUTS} --crossval runs/cv --out runs/one/model"),
+        (TRAINED, {"objective": "supervised"}, "runs/one", f"{TRAINED} --resume", None),
+        (TRAINED, {"leave_out": ("SR",)}, "runs/one", f"{TRAINED} --resume", None),
+    ],
+)  # fmt: skip
+def test_the_commands_exist_and_name_the_run_itself(
+    begun: tuple[Path, DataSet, TextBank],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    config: dict[str, Any],
+    run: str,
+    again: str,
+    export: str | None,
+) -> None:
+    _, data, text = begun
+    monkeypatch.chdir(tmp_path)
+    for path in (run, "d", "t"):
+        Path(path).mkdir(parents=True)
+    settings = replace(BASE, **config).as_dict()
+    state = {"command": command, "step": 0, "config": settings, "labels": ["SR"], "per_epoch": 1}
+    describe(Path(run), state, data, text, World())
+    page = (Path(run) / "README.md").read_text()
+    commands = [line.strip() for line in page.splitlines() if line.startswith("    ")]
+    evaluate = f"ecg-train evaluate {run} {INPUTS}"
+    shown = [command, again, f"tensorboard --logdir {run}", evaluate]
+    assert commands == [*shown, *([f"ecg-train export {export}"] if export else [])]
+    assert (" not exported: " in page or " exported" in page.splitlines()[-3]) == (export is None)
+    assert ("Watch, evaluate, export:" in page) == (export is not None)
+    group = get_command(app)
+    assert isinstance(group, TyperGroup)
+    for words in map(shlex.split, commands[1:]):
+        if words[0] == "ecg-train":  # as the command line reads it: options that exist, directories that are there
+            group.commands[words[1]].make_context(words[1], words[2:])
+
+
+def test_a_damaged_run_json_is_told_with_its_remedy(begun: tuple[Path, DataSet, TextBank], tmp_path: Path) -> None:
+    out, data, text = begun
+    (tmp_path / "run.json").write_bytes((out / "run.json").read_bytes()[:100])
+    state = {"command": "", "step": 0, "config": BASE.as_dict(), "labels": ["SR"], "per_epoch": 1}
+    with pytest.raises(CheckpointError, match=r"run\.json: no description of a run .*; remove it"):
+        describe(tmp_path, state, data, text, World())
 
 
 def test_nothing_names_the_machine(begun: tuple[Path, DataSet, TextBank]) -> None:
