@@ -301,6 +301,23 @@ def test_evaluate_gives_the_same_for_run_and_artifact(made: Made, monkeypatch: p
         run("evaluate", made.artifact, *beside).stdout.replace("│", " ").split()
     )
     assert "give one of them" in run("evaluate", made.artifact, *beside, "--zero-shot", code=2).stderr
+    assert by_run["seen"] == by_artifact["seen"] == []
+    assert "took part" not in shown
+
+
+def test_evaluate_tells_of_folds_that_made_the_model(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """1 to 5 fitted both; 6 to 8 gave the artifact its calibration and the run nothing."""
+    monkeypatch.setattr("training.evaluation.metrics.MIN_CASES", 5)
+    places = ["--data", made.data, "--text", made.text, "--fold", 5, "--fold", 6]
+    assert json.loads(run("evaluate", made.run, *places, "--json").stdout)["seen"] == [5]
+    said = " ".join(run("evaluate", made.run, *places).stdout.split())
+    assert f"Take care: fold 5 took part in fitting or calibrating {made.run}: " in said
+    said = " ".join(run("evaluate", made.artifact, *places).stdout.split())
+    assert f"Take care: folds 5, 6 took part in fitting or calibrating {made.artifact}: " in said
+    told = json.loads(run("evaluate", made.artifact, "--against", made.run, *places, "--json").stdout)
+    assert (told["seen"], told["against_seen"]) == ([5, 6], [5])
+    said = " ".join(run("evaluate", made.run, "--against", made.artifact, *places).stdout.split())
+    assert said.index(f"fold 5 took part in fitting or calibrating {made.run}: ") < said.index("folds 5, 6 took part")
 
 
 def test_agreement_of_a_run_and_of_its_artifact(made: Made, mitdb: Path) -> None:

@@ -9,7 +9,15 @@ from typing import Annotated, Any
 
 import typer
 
-from training.commands.terminal import plain_errors, progress, show_against, show_agreement, show_metrics, show_zero_shot
+from training.commands.terminal import (
+    plain_errors,
+    progress,
+    show_against,
+    show_agreement,
+    show_metrics,
+    show_seen,
+    show_zero_shot,
+)
 
 __all__ = ["evaluate"]
 
@@ -51,7 +59,7 @@ def evaluate(
 
     Labels with at least 10 positives and 10 negatives count; a label that the leads do not allow does not. Intervals are 95 %,
     patients drawn with replacement. --json adds every label, subgroup, PTB-XL's groups, calibration, what withholding close
-    decisions would gain, PPV and NPV.
+    decisions would gain, PPV and NPV. Folds that fitted or calibrated TARGET are named beneath, in --json under `seen`.
     """
     with plain_errors():
         from training.evaluation.scorers import ScorerError
@@ -70,7 +78,13 @@ def evaluate(
             told, show = _against(target, other, data, text, chosen), show_against
         else:
             told = _held_out(target, data, text, chosen)
-        typer.echo(json.dumps(told, ensure_ascii=False)) if as_json else show(told)
+        if as_json:
+            typer.echo(json.dumps(told, ensure_ascii=False))
+            return
+        show(told)
+        for name, seen in ((target, told.get("seen")), (other, told.get("against_seen"))):
+            if seen:
+                show_seen(str(name), seen)
 
 
 def _held_out(target: Path, data: Path, text: Path | None, folds: tuple[int, ...]) -> dict[str, Any]:
@@ -79,7 +93,8 @@ def _held_out(target: Path, data: Path, text: Path | None, folds: tuple[int, ...
 
     score, records, evidence = open_scorer(target, data, text, folds)
     with progress("scoring", len(records) * len(work.LEAD_SETS)) as advance:
-        return {"folds": sorted(set(folds)), **work.evaluate(score, records, evidence, advance=advance)}
+        measured = work.evaluate(score, records, evidence, advance=advance)
+    return {"folds": sorted(set(folds)), "seen": _seen(target, data, text, folds), **measured}
 
 
 def _against(target: Path, other: Path, data: Path, text: Path | None, folds: tuple[int, ...]) -> dict[str, Any]:
@@ -89,7 +104,15 @@ def _against(target: Path, other: Path, data: Path, text: Path | None, folds: tu
     ours, theirs = open_scorer(target, data, text, folds), open_scorer(other, data, text, folds)
     with progress("scoring", len(ours[1]) + len(theirs[1])) as advance:
         told = against(ours, theirs, advance)
-    return {"folds": sorted(set(folds)), "target": str(target), "against": str(other), **told}
+    seen = {key: _seen(each, data, text, folds) for key, each in (("seen", target), ("against_seen", other))}
+    return {"folds": sorted(set(folds)), "target": str(target), "against": str(other), **seen, **told}
+
+
+def _seen(target: Path, data: Path, text: Path | None, folds: tuple[int, ...]) -> list[int]:
+    """The folds among those scored that fitted or calibrated the target."""
+    from training.report.report import subject_of
+
+    return subject_of(target, data, text).seen(folds)
 
 
 def _zero_shot(target: Path, data: Path, text: Path | None, folds: tuple[int, ...]) -> dict[str, Any]:

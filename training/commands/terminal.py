@@ -12,9 +12,22 @@ from typing import Any, NoReturn
 
 import typer
 
-__all__ = ["by_run", "command_line", "named", "plain_errors", "progress", "show_agreement", "show_metrics", "show_zero_shot"]
+__all__ = [
+    "STOPPED",
+    "by_run",
+    "command_line",
+    "named",
+    "plain_errors",
+    "progress",
+    "show_against",
+    "show_agreement",
+    "show_metrics",
+    "show_seen",
+    "show_zero_shot",
+]
 
 OURS = ("training", "encoders")
+STOPPED = 143  # exit code of a run that SIGTERM stopped: 128 + 15, as a shell says of it
 
 
 def named(argument: str) -> str:
@@ -157,6 +170,12 @@ def _show_recordings(told: dict[str, Any]) -> None:
         if told[key]:
             silent = ", ".join(f"{label} {n}" for label, n in told[key].items())
             Console().print(f"stated, but {why} (windows): {silent}", highlight=False)
+
+
+def show_seen(name: str, seen: list[int]) -> None:
+    """A line on stdout: these of the scored folds fitted or calibrated it."""
+    folds = f"fold{'s' * (len(seen) > 1)} {', '.join(map(str, seen))}"
+    typer.echo(f"Take care: {folds} took part in fitting or calibrating {name}: if these are its own data, it looks too good.")
 
 
 def show_zero_shot(told: dict[str, Any]) -> None:

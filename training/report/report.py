@@ -6,7 +6,7 @@ subject_of -> who      measure -> Report      metrics.json and the page are two 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,10 @@ class Subject:
     chosen: tuple[int, ...]
     tiers: tuple[Tier, ...]
     positives: tuple[int, ...]
+
+    def seen(self, folds: Iterable[int]) -> list[int]:
+        """Those among `folds` that fitted or calibrated it."""
+        return sorted({*folds} & {*self.fitted, *self.chosen})
 
     @property
     def calibrated(self) -> bool:
@@ -115,7 +119,7 @@ class Report:
     @property
     def seen(self) -> list[int]:
         """Folds among them that fitted or calibrated it."""
-        return sorted(set(self.folds) & {*self.subject.fitted, *self.subject.chosen})
+        return self.subject.seen(self.folds)
 
     @property
     def full(self) -> Mapping[str, Any]:
