@@ -34,7 +34,8 @@ KEEP = 2  # tensor files
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be continued or written; the text names the file and both values, or the remedy."""
+    """A checkpoint that cannot be continued, or a file that cannot be written; the text names it and both values, or the
+    remedy."""
 
 
 @contextmanager
@@ -46,8 +47,8 @@ def writing(path: Path) -> Iterator[None]:
         if not isinstance(error, OSError) and "os error" not in str(error):
             raise
         raise CheckpointError(
-            f"{path}: cannot be written ({error}); make room or give rights there, then continue from the last checkpoint with "
-            "--resume (or start again, if there is none)"
+            f"{path}: cannot be written ({error}); make room or give rights there, then give the command again: `train` and "
+            "`crossval` go on from the last checkpoint with --resume"
         ) from None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,14 +29,18 @@ from encoders.artifact import (
     write_golden,
 )
 from encoders.bank import LabelBank, tiers_said
+from encoders.base import Encoder
 from encoders.model import ARCHITECTURES, count_multiply_adds, count_parameters, receptive_field_s
+from encoders.onnx_backend import OnnxEncoder
 from encoders.signal import FS, LEADS, WINDOW
+from encoders.torch_backend import TorchEncoder
 from training.data.dataset import DataSet
 from training.evaluation.bootstrap import resamples
 from training.evaluation.breakdown import false_positives
 from training.evaluation.evaluate import Evidence, evaluate, model_scorer
 from training.evaluation.held_out import HeldOut, build_bank, check_trained, int8_encoder
 from training.evaluation.scorers import evidence_of_bank, prevalence_of
+from training.learning.checkpoint import write_whole, writing
 from training.learning.trainee import Trainee
 from training.release.card import model_card
 from training.release.golden import golden_recording
@@ -47,7 +51,7 @@ from training.text.labels import TextBank
 __all__ = ["ExportError", "check_exportable", "export", "said"]
 
 GOLDEN_COSINE = 0.999  # float16 weights give 0.99999; int8 passes, another model does not
-PARITY_COSINE = 0.9999  # the written graph against the torch model
+PARITY_COSINE = 0.9999  # each float encoder that was written against the torch model
 KEPT = ("folds", "train_records", "calibration_records", "cross_validated", "sources", "prevalence", "int8")  # in the manifest
 
 
@@ -78,13 +82,15 @@ def export(
     """Write the artifact under `out` -> its directory. report: the folds for reporting, scored once, here; None: no metrics.
 
     fp32, safetensors, int8: optional files. advance is told how many records were scored: of held_out once for each of int8, of
-    report by lead set. Raises ExportError, ArtifactError, ProtocolError, RowsError, and QuantizeError before fold 9 is scored.
+    report by lead set. Raises ExportError, ArtifactError, ProtocolError, RowsError, CheckpointError (a full disk), and
+    QuantizeError before fold 9 is scored.
     """
     check_exportable(model, train)
-    out.mkdir(parents=True, exist_ok=True)
     part = out / ".part"
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
     try:
         onnx = encoder_graph(model.encoder)
         digest = hashlib.sha256(onnx).hexdigest()
@@ -102,10 +108,11 @@ def export(
         info = _model_info(model)
         files["MODEL_CARD.md"] = model_card(info, bank, metrics, command, model.config).encode()
         for name, data in files.items():
-            (part / name).write_bytes(data)
+            write_whole(part / name, lambda path, data=data: path.write_bytes(data))  # type: ignore[misc]
         if safetensors:
             config = {"config": json.dumps(asdict(model.encoder.config))}
-            save_file(model.encoder.state_dict(), part / "encoder.safetensors", metadata=config)
+            weights = model.encoder.state_dict()
+            write_whole(part / "encoder.safetensors", lambda path: save_file(weights, path, metadata=config))
         manifest = _manifest(part, info, bank, metrics, command, model)
         return _finish(part, out, manifest, model, x)
     finally:
@@ -242,16 +249,27 @@ def _manifest(part: Path, info: ModelInfo, bank: LabelBank, metrics: dict[str, A
 
 
 def _finish(part: Path, out: Path, manifest: bytes, model: Trainee, x: NDArray[np.float32]) -> Path:
-    """Name the directory, then load and open it as serving does, and compare the written graph with the torch model."""
-    (part / "manifest.json").write_bytes(manifest)
+    """Name the directory, then load and open it as serving does, and compare what was written with the torch model."""
+    write_whole(part / "manifest.json", lambda path: path.write_bytes(manifest))
     final = out / hashlib.sha256(manifest).hexdigest()[:NAME_DIGITS]
-    windows = np.stack([x, x[:, ::-1], np.roll(x, 7, axis=0)])
-    with Artifact.load(part).open(threads=1) as encoder:
-        cosine = float(
-            np.sum(encoder.encode(np.ascontiguousarray(windows)) * _embed(model, np.ascontiguousarray(windows)), axis=1).min()
-        )
-    if not cosine >= PARITY_COSINE:
-        raise ExportError(f"encoder.onnx: cosine with the torch model of at least {PARITY_COSINE} expected, found {cosine:.6f}")
-    shutil.rmtree(final, ignore_errors=True)
-    part.rename(final)
+    windows = np.ascontiguousarray(np.stack([x, x[:, ::-1], np.roll(x, 7, axis=0)]))
+    expected = _embed(model, windows)
+    for name, encoder in _written(part):
+        with encoder:
+            cosine = float(np.sum(encoder.encode(windows) * expected, axis=1).min())
+        if not cosine >= PARITY_COSINE:
+            raise ExportError(f"{name}: cosine with the torch model of at least {PARITY_COSINE} expected, found {cosine:.6f}")
+    with writing(final):
+        shutil.rmtree(final, ignore_errors=True)
+        part.rename(final)
     return final
+
+
+def _written(part: Path) -> Iterator[tuple[str, Encoder]]:
+    """The float encoders of an artifact, read back: what serves first, opened and checked as there, then what is optional."""
+    artifact = Artifact.load(part)
+    yield "encoder.onnx", artifact.open(threads=1)
+    if (exact := part / "encoder.fp32.onnx").is_file():
+        yield exact.name, OnnxEncoder(exact, artifact.manifest.files[exact.name].sha256, threads=1)
+    if (weights := part / "encoder.safetensors").is_file():
+        yield weights.name, TorchEncoder.from_safetensors(weights)

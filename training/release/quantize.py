@@ -46,7 +46,7 @@ __all__ = [
     "quantized",
 ]
 
-LEAST_COSINE = 0.98  # median over held-out windows; below it calibration and thresholds of the float model do not carry over
+LEAST_COSINE = 0.98  # median over windows; below it calibration and thresholds of the float model do not carry over
 MOST_LOSS = 0.003  # of macro AUROC against float32, on records that no weight was fitted on
 WINDOWS, BATCH = 128, 16  # observed, and compared, over all lead sets together
 
@@ -88,10 +88,12 @@ class QuantizeError(ValueError):
 
 
 def int8_graph(
-    encoder: EcgEncoder, train: DataSet, held_out: DataSet, form: Form, seed: int = 0
+    encoder: EcgEncoder, train: DataSet, compared: DataSet, form: Form, seed: int = 0
 ) -> tuple[bytes, dict[str, Any]]:
-    """-> bytes of an ONNX file like `encoder_graph`'s, and how near it comes to the float32 embeddings of `held_out`, by leads.
+    """-> bytes of an ONNX file like `encoder_graph`'s, and how near it comes to the float32 embeddings of `compared`, by leads.
 
+    compared: records that the encoder never saw, where there are any; of one fitted on all of folds 1 to 8 (`--crossval`) they
+    are its training records, some of them also in the ranges: there only the AUROC is measured on records not seen.
     ranges: lowest and highest value of each activation in 8 bits, from the extremes seen on windows of `train`. Raises
     QuantizeError below the least cosine.
     """
@@ -106,7 +108,7 @@ def int8_graph(
                 cosine = np.concatenate(
                     [
                         _cosine(exact.encode(x), rough.encode(x))
-                        for x in _windows(held_out, WINDOWS // len(LEAD_SETS), name, seed + 1)
+                        for x in _windows(compared, WINDOWS // len(LEAD_SETS), name, seed + 1)
                     ]
                 )
                 measured["windows"] += len(cosine)
