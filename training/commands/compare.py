@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from training.commands.terminal import by_run, command_line, plain_errors, progress
+from training.commands.terminal import STOPPED, by_run, command_line, plain_errors, progress
 
 if TYPE_CHECKING:
     from training.compare.runs import Row
@@ -42,6 +42,7 @@ def compare(
         from training.compare.table import tabulate
         from training.config import read_config
         from training.data.dataset import DataSet
+        from training.learning.checkpoint import write_whole, writing
         from training.text.labels import TextBank
         from training.vocabulary import read_vocabulary, select
 
@@ -61,14 +62,14 @@ def compare(
             report = by_run(advance)
             for row, seed in order:
                 if not work.run_row(row, seed, base, data, labels, bank, out, epochs, report, command_line()):
-                    raise typer.Exit(143)
+                    raise typer.Exit(STOPPED)
         told = tabulate(rows, reference, data, labels, out)
         told["command"] = command_line()
-        (out / "compare.json").write_text(
-            json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
-        )
-        (out / "compare.md").write_text(markdown(told), encoding="utf-8")
-        draw(told, out / "compare.png")
+        table_json = json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        write_whole(out / "compare.json", lambda part: part.write_text(table_json, encoding="utf-8"))
+        write_whole(out / "compare.md", lambda part: part.write_text(markdown(told), encoding="utf-8"))
+        with writing(out / "compare.png"):
+            draw(told, out / "compare.png")
         typer.echo(markdown(told))
 
 

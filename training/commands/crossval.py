@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from training.commands.terminal import by_run, command_line, plain_errors, progress
+from training.commands.terminal import STOPPED, by_run, command_line, plain_errors, progress
 
 __all__ = ["crossval"]
 
@@ -30,7 +30,7 @@ def crossval(
     """Four models on folds 1 to 8, each judged on the two folds that it never saw; folds 9 and 10 are not touched.
 
     Recipes, epochs, calibration and thresholds are chosen by these out-of-fold predictions; fold 9 is for reporting only.
-    `ecg-train export OUT/final --crossval OUT` makes the artifact.
+    `ecg-train export OUT/final --crossval OUT` makes the artifact. SIGTERM saves, stops and exits with 143.
     """
     with plain_errors():
         import torch
@@ -56,9 +56,13 @@ def crossval(
         steps = sum(settings.epochs * (n // settings.batch) for n in fitted)
         with progress("cross-validating", steps) as advance:
             report = by_run(advance)
-            told = work.crossval(settings, data, labels, bank, out, resume, report, command=command_line())
-            if refit:
-                work.refit(settings, data, labels, bank, out, resume, report, command_line())
+            try:
+                told = work.crossval(settings, data, labels, bank, out, resume, report, command=command_line())
+                if refit:
+                    work.refit(settings, data, labels, bank, out, resume, report, command_line())
+            except work.Stopped as stopped:
+                typer.echo(str(stopped))
+                raise typer.Exit(STOPPED) from None
         typer.echo(f"{out}: {told['records']} records, each predicted by a model that never saw its patient")
         typer.echo(_said(told))
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from encoders.model import count_multiply_adds, receptive_field_s
@@ -23,6 +23,7 @@ from training.config import ConfigError, TrainConfig
 from training.data.dataset import DataSet
 from training.evaluation.evaluate import model_scorer, predict
 from training.folds import DEVELOPMENT, GROUPS, check_development, check_disjoint
+from training.learning.checkpoint import write_whole
 from training.learning.loop import Progress, train
 from training.sources.annotated import VALIDATION_FOLD
 from training.text.labels import TextBank
@@ -139,7 +140,7 @@ def run_row(
         check_disjoint(data, part, name)
     resume = (run / "checkpoint.json").is_file()
     trained = train(config, data, text, run, resume, lambda p: report(run.name, p), command=command)
-    if not trained.finished:
+    if trained.signalled or not trained.finished:
         return False
     score = model_scorer(trained.model)
     tensors = {name: predict(score, part).logits for name, part in parts.items()}
@@ -152,7 +153,7 @@ def run_row(
         "multiply_adds": str(count_multiply_adds(encoder)),
         "receptive_field_s": f"{receptive_field_s(encoder.config):.2f}",
     }
-    save_file(tensors, run / PREDICTIONS, metadata=meta)
+    write_whole(run / PREDICTIONS, lambda part: save_file(tensors, part, metadata=meta))
     return True
 
 
@@ -166,11 +167,17 @@ class Predicted:
 
 
 def read_predictions(path: Path, data: DataSet) -> Predicted:
-    """Raises CompareError where they are of another data set or label set."""
-    with safe_open(path, framework="np") as file:
-        meta = dict(file.metadata() or {})
-        logits = {name: file.get_tensor(name) for name in PARTS}
-        active = file.get_tensor("active")
+    """Raises CompareError where they are damaged or of another data set or label set."""
+    try:
+        with safe_open(path, framework="np") as file:
+            meta = dict(file.metadata() or {})
+            logits = {name: file.get_tensor(name) for name in PARTS}
+            active = file.get_tensor("active")
+    except (SafetensorError, OSError) as error:
+        raise CompareError(
+            f"{path}: no predictions of a run ({error}); remove it and give the command again: a run that was trained only "
+            "predicts again"
+        ) from None
     ids = json.dumps([s.id for s in data.labels])
     if meta.get("data") != data.digest or meta.get("labels") != ids:
         raise CompareError(f"{path.parent}: made from another data set or label set than {data.directory}; give another --out")

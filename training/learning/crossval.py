@@ -30,6 +30,7 @@ from training.evaluation.evaluate import Evidence, Predictions, judge, model_sco
 from training.evaluation.metrics import aurocs, beyond_chance, enough
 from training.evaluation.scorers import prevalence_of
 from training.folds import DEVELOPMENT, GROUPS, ProtocolError, check_development, check_disjoint
+from training.learning.checkpoint import write_whole
 from training.learning.loop import Progress, Trained, train
 from training.text.labels import TextBank
 from training.vocabulary import Statement
@@ -40,8 +41,8 @@ OOF, REPORT = "oof.safetensors", "crossval.json"
 Report = Callable[[str, Progress], None]  # which run, how far
 
 
-class Stopped(ProtocolError):
-    """SIGTERM ended it; what was done is kept."""
+class Stopped(Exception):
+    """SIGTERM ended it; what was done is kept, and the text says how to go on. No error: the command exits as a signal does."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def crossval(
             }
         )
     meta = {"data": whole.digest, "labels": json.dumps([s.id for s in labels])}
-    save_file({"logits": logits, "fold": fold}, out / OOF, metadata=meta)
+    write_whole(out / OOF, lambda part: save_file({"logits": logits, "fold": fold}, part, metadata=meta))
     told: dict[str, Any] = {
         "command": command,
         "config": config.as_dict(),
@@ -115,7 +116,8 @@ def crossval(
         "runs": runs,
     }
     told |= _judged(whole, _predictions(whole, logits, fold, runs), fold, config)
-    (out / REPORT).write_text(json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    body = json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    write_whole(out / REPORT, lambda part: part.write_text(body, encoding="utf-8"))
     return told
 
 
@@ -151,7 +153,7 @@ def _train(
         check_disjoint(data, held_out, "held-out")
     again = resume and (out / "checkpoint.json").exists()
     run = train(config, data, text, out, again, lambda p: report(out.name, p), command=command)
-    if not run.finished:
+    if run.signalled or not run.finished:  # also after the last step of one run: the others are not begun
         raise Stopped(f"{out}: stopped at epoch {run.state['epoch']} of {config.epochs}; continue with --resume")
     return run
 
@@ -214,17 +216,28 @@ def read_crossval(out: Path, directory: Path, labels: Sequence[Statement]) -> Cr
     """What `crossval` left in `out`, on the data set in `directory`. Raises ProtocolError where it belongs to another."""
     if not (out / REPORT).is_file():
         raise ProtocolError(f"{out / REPORT}: no such file; make it with `ecg-train crossval --out {out}`")
-    told = json.loads((out / REPORT).read_text(encoding="utf-8"))
+    told, meta, logits, fold = _read(out / REPORT, out / OOF)
     whole = DataSet(directory, labels, DEVELOPMENT)
-    try:
-        with safe_open(out / OOF, framework="np") as file:
-            meta, logits, fold = file.metadata() or {}, file.get_tensor("logits"), file.get_tensor("fold")
-    except (SafetensorError, OSError) as error:
-        raise ProtocolError(f"{out / OOF}: {error}; run `ecg-train crossval --resume` again") from None
     if (meta.get("data"), told["data"]) != (whole.digest, whole.digest):
         raise ProtocolError(f"{out}: made from data set {meta.get('data')}, {directory} is {whole.digest}")
-    if json.loads(meta["labels"]) != [s.id for s in labels] or logits.shape != (len(whole), len(labels)):
+    if meta.get("labels") != json.dumps([s.id for s in labels]) or logits.shape != (len(whole), len(labels)):
         raise ProtocolError(f"{out / OOF}: {logits.shape} predictions of other labels than the run's {len(labels)}")
     if not set(fold.tolist()) <= set(DEVELOPMENT):
         raise ProtocolError(f"{out / OOF}: folds {sorted(set(fold.tolist()) - set(DEVELOPMENT))} must not be in it")
     return CrossValidated(out, _predictions(whole, logits, fold, told["runs"]), told)
+
+
+def _read(report: Path, oof: Path) -> tuple[dict[str, Any], dict[str, str], NDArray[np.float32], NDArray[np.int8]]:
+    """-> crossval.json, and of the predictions metadata, logits, fold. Raises ProtocolError where a file is damaged."""
+    remedy = f"copy it again, or make both again with `ecg-train crossval --out {report.parent} --resume`, which keeps the runs"
+    try:
+        told = json.loads(report.read_text(encoding="utf-8"))
+        if missing := {"config", "data", "metrics", "records", "runs"} - set(told):
+            raise KeyError(*sorted(missing))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ProtocolError(f"{report}: no report of a cross-validation ({error!r}); {remedy}") from None
+    try:
+        with safe_open(oof, framework="np") as file:
+            return told, file.metadata() or {}, file.get_tensor("logits"), file.get_tensor("fold")
+    except (SafetensorError, OSError) as error:
+        raise ProtocolError(f"{oof}: no out-of-fold predictions ({error}); {remedy}") from None

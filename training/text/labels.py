@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from encoders.bank import TextModel
 from training.data.prepare import INDEX, file_digest
+from training.learning.checkpoint import write_whole, writing
 from training.vocabulary import LABELS_CSV, PROMPT, Statement
 
 __all__ = [
@@ -67,15 +68,20 @@ class TextBank:
         path = directory / "text.json"
         if not path.is_file():
             raise LabelError(f"{path}: no such file; make it with `ecg-train labels --out {directory}`")
-        info = json.loads(path.read_text(encoding="utf-8"))
-        digest = file_digest(directory / "text.safetensors")
-        if digest != info["sha256"]:
-            raise LabelError(f"{directory / 'text.safetensors'}: sha256 {info['sha256']} expected, found {digest}")
-        tensors = load_file(directory / "text.safetensors")
-        captions = {tuple(ids): tensors["captions"][k] for k, ids in enumerate(info["captions"])}
-        return cls(
-            tuple(info["ids"]), tensors["labels"], captions, TextModel(**info["text"]), file_digest(path), info["command"]
-        )
+        remedy = f"copy it again, or make both files again with `ecg-train labels --out {directory}`"
+        try:
+            info = json.loads(path.read_text(encoding="utf-8"))
+            wanted, ids, sets, command = info["sha256"], tuple(info["ids"]), info["captions"], info["command"]
+            text = TextModel(**info["text"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise LabelError(f"{path}: no description of text embeddings ({error!r}); {remedy}") from None
+        beside = directory / "text.safetensors"
+        digest = file_digest(beside) if beside.is_file() else "no such file"
+        if digest != wanted:
+            raise LabelError(f"{beside}: sha256 {wanted} expected, found {digest}; {remedy}")
+        tensors = load_file(beside)
+        captions = {tuple(one): tensors["captions"][k] for k, one in enumerate(sets)}
+        return cls(ids, tensors["labels"], captions, text, file_digest(path), command)
 
     def rows_of(self, statements: Sequence[Statement]) -> NDArray[np.float32]:
         """(L, E) for these statements. Raises LabelError naming those without a row."""
@@ -125,7 +131,10 @@ def build(
     command: str = "",
     advance: Callable[[int], None] = lambda n: None,
 ) -> dict[str, Any]:
-    """Embed the statements, and the captions of a prepared data set, into `out` -> text.json. Raises LabelError."""
+    """Embed the statements, and the captions of a prepared data set, into `out` -> text.json.
+
+    Raises LabelError, and CheckpointError where `out` cannot be written.
+    """
     rows = tower.embed([sentence([s], text.language) for s in statements], advance=advance)
     check_distinct([s.id for s in statements], rows)
     named = {s.id: s for s in statements}
@@ -135,8 +144,9 @@ def build(
         tensors["captions"] = tower.embed(
             [sentence([named[i] for i in ids], text.language) for ids in captions], advance=advance
         )
-    out.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, out / "text.safetensors")
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    write_whole(out / "text.safetensors", lambda part: save_file(tensors, part))
     info = {
         "command": command,
         "text": text.model_dump(),
@@ -145,5 +155,6 @@ def build(
         "labels_csv": file_digest(LABELS_CSV),
         "sha256": file_digest(out / "text.safetensors"),
     }
-    (out / "text.json").write_text(json.dumps(info, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    body = json.dumps(info, ensure_ascii=False, indent=1) + "\n"
+    write_whole(out / "text.json", lambda part: part.write_text(body, encoding="utf-8"))
     return info

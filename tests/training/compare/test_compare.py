@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 from sklearn.metrics import roc_auc_score
 
+from tests.training.full_disk import full_disk
 from training.commands.compare import _wanted
 from training.compare import runs as work
 from training.compare import table as compare_table
@@ -21,6 +23,7 @@ from training.compare.runs import CompareError, Predicted, Row, check_alike, rea
 from training.compare.table import tabulate
 from training.config import ConfigError, TrainConfig, read_config
 from training.data.dataset import DataSet
+from training.learning.checkpoint import CheckpointError
 from training.text.labels import TextBank
 from training.vocabulary import Statement, select
 
@@ -308,3 +311,27 @@ def test_a_set_with_too_few_cases_is_named(
 def test_without_any_run_there_is_no_table(prepared: Path, labels: tuple[Statement, ...], tmp_path: Path) -> None:
     with pytest.raises(CompareError, match="no row has been run"):
         tabulate(ROWS, "reference", prepared, labels, tmp_path)
+
+
+def test_predictions_that_are_damaged_or_find_no_room_are_named(
+    prepared: Path, text: TextBank, labels: tuple[Statement, ...], done: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(done / "other-1", tmp_path / "other-1")
+    path = tmp_path / "other-1" / work.PREDICTIONS
+    whole = path.read_bytes()
+    for kept in (0, 100, len(whole) - 1):
+        path.write_bytes(whole[:kept])
+        with pytest.raises(CompareError, match=r"other-1/predictions\.safetensors: no predictions of a run .*; remove it and"):
+            tabulate(ROWS, "other", prepared, labels, tmp_path)
+        with pytest.raises(CompareError, match="no predictions of a run"):
+            run_row(ROWS[1], 1, TINY, prepared, labels, text, tmp_path)
+    path.unlink()
+    with (
+        full_disk(len(whole) - 1),
+        pytest.raises(CheckpointError, match=r"predictions\.safetensors: cannot be written \(.*too large.*make room"),
+    ):
+        run_row(ROWS[1], 1, TINY, prepared, labels, text, tmp_path)
+    assert not list(path.parent.glob("predictions*"))
+    assert run_row(ROWS[1], 1, TINY, prepared, labels, text, tmp_path)
+    there = load_file(done / "other-1" / work.PREDICTIONS)
+    assert all(np.array_equal(value, there[name]) for name, value in load_file(path).items())

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
+import signal
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,17 +18,20 @@ import torch
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
+from tests.training.full_disk import full_disk
 from training.__main__ import app
 from training.config import ConfigError, TrainConfig
-from training.data.dataset import DataSet
+from training.data.dataset import Batch, DataSet
 from training.evaluation.bootstrap import resamples
 from training.evaluation.evaluate import model_scorer, predict
 from training.evaluation.held_out import build_bank, by_crossval, by_folds, int8_encoder
 from training.evaluation.metrics import macro_auroc
 from training.folds import DEVELOPMENT, GROUPS, ProtocolError, check_development, check_disjoint
 from training.learning import crossval as work
+from training.learning.checkpoint import CheckpointError, load_checkpoint
 from training.learning.crossval import OOF, REPORT, Stopped, crossval, fold_config, read_crossval, refit, run_name
 from training.learning.loop import load_trained, train
+from training.learning.step import Stepper
 from training.release.quantize import S8S8, U8S8, QuantizeError
 from training.text.labels import TextBank
 from training.vocabulary import Statement, select
@@ -113,6 +119,36 @@ def test_a_signal_stops_it_and_says_how_to_go_on(
     with pytest.raises(Stopped, match=r"fold-12: stopped at epoch 1 of 1; continue with --resume"):
         crossval(TINY, prepared, labels, text, tmp_path)
     assert not (tmp_path / OOF).exists()
+
+
+@pytest.mark.parametrize(("run", "options"), [("fold-34", []), ("final", ["--refit"])])
+def test_the_command_exits_with_143_when_told_to_stop(
+    run: str, options: list[str], done: Path, prepared: Path, text_directory: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """In the last step of a run: nothing is lost, and the next run is not begun."""
+    out, step = tmp_path / "out", Stepper.__call__
+    shutil.copytree(done, out)
+    for name in {"fold-34": ("fold-34", "fold-56", "fold-78", "final"), "final": ("final",)}[run]:
+        shutil.rmtree(out / name)
+    (out / OOF).unlink()
+    (tmp_path / "c.toml").write_text(
+        "\n".join(f"{key} = {json.dumps(value)}" for key, value in TINY.as_dict().items() if value is not None)
+    )
+
+    def interrupted(self: Stepper, batch: Batch) -> float:
+        if self.step == self.per_epoch - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, batch)
+
+    monkeypatch.setattr(Stepper, "__call__", interrupted)
+    places = ["--config", tmp_path / "c.toml", "--data", prepared, "--text", text_directory, "--out", out]
+    stopped = CliRunner().invoke(app, [str(a) for a in ["crossval", *places, *options, "--resume", "--threads", 1]])
+    assert stopped.exit_code == 143, stopped.output
+    assert f"{run}: stopped at epoch 1 of 1; continue with --resume" in stopped.output.replace("\n", "")
+    assert load_checkpoint(out / run)[1]["epoch"] == 1
+    assert (out / OOF).exists() == (run == "final")
+    assert not (out / "fold-56").exists() or run == "final"
 
 
 @pytest.mark.parametrize("fold", [9, 10])
@@ -290,3 +326,31 @@ def test_a_refit_that_is_there_already_is_refused_before_the_four_are_trained(tm
     told = CliRunner().invoke(app, ["crossval", *places, "--refit"])
     assert told.exit_code == 2
     assert "holds a run already; continue it with --resume" in told.output.replace("\n", " ")
+
+
+@pytest.mark.parametrize("name", [OOF, REPORT])
+@pytest.mark.parametrize("kept", [0, 100])
+def test_what_is_damaged_is_named_with_its_remedy(
+    name: str, kept: int, done: Path, prepared: Path, labels: tuple[Statement, ...], tmp_path: Path
+) -> None:
+    for each in (OOF, REPORT):
+        (tmp_path / each).write_bytes((done / each).read_bytes()[: kept if each == name else None])
+    with pytest.raises(ProtocolError, match=rf"{name}: no .*copy it again, or make both again with `ecg-train crossval --out "):
+        read_crossval(tmp_path, prepared, labels)
+    (tmp_path / name).unlink()
+    with pytest.raises(ProtocolError, match=rf"{name}: no "):
+        read_crossval(tmp_path, prepared, labels)
+
+
+def test_a_full_disk_leaves_what_was_there(
+    done: Path, prepared: Path, text: TextBank, labels: tuple[Statement, ...], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(done, out)
+    with (
+        full_disk(40_000),  # enough for what describes a run
+        pytest.raises(CheckpointError, match=r"oof\.safetensors: cannot be written \(.*too large.*make room .* --resume"),
+    ):
+        crossval(TINY, prepared, labels, text, out, resume=True)
+    assert (out / OOF).read_bytes() == (done / OOF).read_bytes()
+    assert not list(out.glob("*.part"))

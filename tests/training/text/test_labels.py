@@ -11,6 +11,8 @@ import pytest
 
 from encoders.bank import TextModel
 from encoders.text import TextTower
+from tests.training.full_disk import full_disk
+from training.learning.checkpoint import CheckpointError
 from training.text.labels import LabelError, TextBank, build, captions_of, check_distinct, sentence
 from training.vocabulary import PROMPT, Statement, select
 
@@ -79,3 +81,26 @@ def test_altered_embeddings_are_refused(vocabulary: tuple[Statement, ...], tmp_p
         LabelError, match=f"sha256 {json.loads((tmp_path / 'text.json').read_text())['sha256']} expected, found"
     ):
         TextBank.load(tmp_path)
+
+
+def test_what_is_damaged_is_named_with_its_remedy(vocabulary: tuple[Statement, ...], tmp_path: Path) -> None:
+    build(Letters(), TEXT, select(vocabulary, "NORM,VF"), tmp_path)
+    whole = (tmp_path / "text.json").read_bytes()
+    for part in (whole[:-20], whole[:0], b"[]", b'{"sha256": ""}'):
+        (tmp_path / "text.json").write_bytes(part)
+        with pytest.raises(LabelError, match=r"text\.json: no description of text embeddings .*`ecg-train labels --out "):
+            TextBank.load(tmp_path)
+    (tmp_path / "text.json").write_bytes(whole)
+    (tmp_path / "text.safetensors").unlink()
+    with pytest.raises(LabelError, match=r"text\.safetensors: sha256 \w+ expected, found no such file; copy it again"):
+        TextBank.load(tmp_path)
+
+
+def test_a_full_disk_leaves_what_was_there(vocabulary: tuple[Statement, ...], tmp_path: Path) -> None:
+    build(Letters(), TEXT, select(vocabulary, "NORM,VF"), tmp_path)
+    with full_disk(400), pytest.raises(CheckpointError, match=r"text\.safetensors: cannot be written \(.*too large.*make room"):
+        build(Letters(), TEXT, select(vocabulary, "NORM,SR"), tmp_path)
+    assert TextBank.load(tmp_path).ids == ("NORM", "VF")
+    assert {path.name for path in tmp_path.iterdir()} == {"text.json", "text.safetensors"}
+    with pytest.raises(CheckpointError, match=r"text\.json/in: cannot be written"):
+        build(Letters(), TEXT, select(vocabulary, "NORM,SR"), tmp_path / "text.json" / "in")
