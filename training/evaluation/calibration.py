@@ -12,7 +12,7 @@ from scipy.special import expit
 __all__ = ["MIN_THRESHOLD_POSITIVES", "apply_platt", "apply_platt_all", "best_threshold", "fit_platt", "fit_platt_all"]
 
 MIN_THRESHOLD_POSITIVES = 5  # fewer held-out positives than this choose no threshold
-PULL = 4.0  # strength, in records' worth of log-likelihood, with which a label is held near the pooled fit
+PULL = 1.0  # strength, in records' worth of log-likelihood, with which a label is held near the pooled fit
 SLOPE = (0.05, 20.0)
 
 Floats = NDArray[np.floating]
