@@ -90,7 +90,8 @@ class Row:
         if epochs is None:
             return config
         longer = max(1, round(epochs * config.epochs / base.epochs))
-        return replace(config, epochs=longer, finish_epochs=min(config.finish_epochs, longer), warmup_epochs=min(1.0, longer))
+        finish, warmup = min(config.finish_epochs, longer), min(config.warmup_epochs, longer)
+        return replace(config, epochs=longer, finish_epochs=finish, warmup_epochs=warmup)
 
 
 def read_rows(path: Path = ROWS) -> tuple[tuple[Row, ...], str]:
