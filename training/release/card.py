@@ -24,6 +24,13 @@ LICENCES = {
 }
 
 
+CAPTIONS = """
+Decided here, since the paper (arXiv 2504.09302) leaves it open: one linear layer a side; one caption names all labels of a
+record in the order of labels.csv; records without any have no caption and are left out; equal captions of a batch count as
+the objective says; at test time each label is a sentence of its own.
+"""
+
+
 def model_card(info: ModelInfo, bank: LabelBank, metrics: dict[str, Any], command: str, config: TrainConfig) -> str:
     """The card as Markdown."""
     parts = [
@@ -226,7 +233,7 @@ def _limits(bank: LabelBank, metrics: dict[str, Any]) -> str:
 - {_origin(metrics["sources"])}; probabilities hold at the prevalence of these data.
 - The held-out records hold few positives of most labels: their calibration is held near the pooled one, and below 5 held-out
   positives no threshold is given. Intervals tell the chance of the records drawn, not of the seed.
-- Subgroups by sex, age, unit, source and quality grade: metrics.json, where the data tell them and cases suffice.
+- Subgroups by sex, age, unit, source, quality and signal: metrics.json, where the data tell them and cases suffice.
 - Ischaemia, infarction and voltage statements need all 12 leads. Normality is not stated from fewer than 12 leads.
 
 Unsupported: {", ".join(unsupported) or "none"}."""
@@ -239,7 +246,7 @@ def _recipe(command: str, config: TrainConfig) -> str:
 ```
 {command}
 ```
-
+{CAPTIONS if config.needs_captions else ""}
 Configuration:
 
 ```

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from training.config import TrainConfig
 from training.data.dataset import DataSet
 from training.evaluation.evaluate import Evidence, Predictions
 from training.evaluation.held_out import HeldOut
@@ -41,3 +42,8 @@ def test_false_positives_of_long_recordings_stand_in_the_card(vocabulary: tuple[
     assert "(reported fold, " in card._false_positives({"report": {"lead_sets": {"12": found}}})
     assert told(slice(720, None)) == {}
     assert card._false_positives({"report": report}) == ""
+
+
+def test_a_recipe_with_captions_says_what_the_paper_leaves_open() -> None:
+    assert "one caption names all labels" in card._recipe("ecg-train", TrainConfig(objective="infonce"))
+    assert "caption" not in card._recipe("ecg-train", TrainConfig())
