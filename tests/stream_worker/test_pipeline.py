@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -27,6 +28,7 @@ from stream_worker.score import Scorer
 from stream_worker.settings import Settings
 from stream_worker.telemetry import Metrics
 from stream_worker.wire import schema
+from tests.stream_worker.bad_messages import refused
 from tests.support import ProjectionEncoder, bank, layout, message, signal
 
 TOPICS = {"ecg.chunks": 2, "ecg.findings": 2, "ecg.dead-letters": 2}
@@ -117,6 +119,23 @@ async def test_bad_input_becomes_dead_letters_and_harms_nobody() -> None:
     assert published(log)[0]["kind"] == "scored"
     ends = {n: log.bounds("ecg.chunks", n)[1] for n in range(2)}
     assert committed(log) == ends
+
+
+async def test_every_kind_of_bad_message_between_good_ones_is_a_dead_letter_and_nothing_else() -> None:
+    log, bad = MemoryLog(TOPICS), refused()
+    for code, key, value in bad:
+        log.append("ecg.chunks", key, value)
+        log.append("ecg.chunks", *message(L, 0, X[:, :500], f"beside {code}"))
+    for first in range(500, 5000, 500):
+        for code in {code for code, _, _ in bad}:
+            log.append("ecg.chunks", *message(L, first, X[:, first : first + 500], f"beside {code}"))
+    async with running(pipeline(log)) as p:
+        await until(lambda: len(published(log)) == len({code for code, _, _ in bad}))
+        assert p.ready() == []
+    letters = published(log, "ecg.dead-letters")
+    assert Counter(x["reason"] for x in letters) == Counter(code for code, _, _ in bad)
+    assert {(x["stream"], x["kind"]) for x in published(log)} == {(f"beside {code}", "scored") for code, _, _ in bad}
+    assert committed(log) == {n: log.bounds("ecg.chunks", n)[1] for n in range(2)}
 
 
 async def test_nothing_of_the_waveform_is_logged() -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
 import jsonschema
 import numpy as np
 import pytest
@@ -16,18 +13,11 @@ from stream_worker.devices.encode import encode_chunk
 from stream_worker.errors import BadInput
 from stream_worker.proto import ecg_chunk_pb2 as pb
 from stream_worker.wire import Decoder, dead_letter, dead_letter_message, schema
+from tests.stream_worker.bad_messages import fields, refused
 from tests.support import layout, signal
 
 L = layout(leads=LEADS)
 X = signal(L, 500)
-
-
-def fields(**changes: Any) -> dict[str, Any]:
-    """Of a good chunk; changes to the layout's fields go there."""
-    inner: dict[str, Any] = {"fs_mhz": 500_000, "leads": ["I", "II"], "gain": [1000.0]}
-    inner |= {name: changes.pop(name) for name in ("fs_mhz", "leads", "gain", "baseline", "unit") if name in changes}
-    good = {"stream_id": "s", "session_id": "1", "first_sample": 0, "layout": pb.Layout(**inner)}
-    return good | {"samples": signal(layout(), 100).tobytes()} | changes
 
 
 def test_round_trip() -> None:
@@ -50,58 +40,8 @@ def test_vendor_spellings_feed_the_same_run() -> None:
     assert a.key == b.key
 
 
-@pytest.mark.parametrize(
-    ("code", "changes"),
-    [
-        ("sample_count", {"samples": b"\0" * 402}),
-        ("sample_count", {"samples": b"\0" * 401}),
-        ("no_samples", {"samples": b""}),
-        ("duration", {"samples": b"\0" * 4 * 3001, "fs_mhz": 50_000}),
-        ("unknown_lead", {"leads": ["_" * 4000 + "x", "II"]}),
-        ("session_id", {"session_id": "心" * 43}),
-        ("gain_range", {"gain": [math.nan]}),
-        ("gain_range", {"gain": [0.0]}),
-        ("gain_range", {"gain": [1e12]}),
-        ("layout_shape", {"gain": [1.0, 1.0, 1.0]}),
-        ("layout_shape", {"gain": []}),
-        ("baseline_range", {"baseline": [math.inf]}),
-        ("unknown_lead", {"leads": ["I", "X9"]}),
-        ("unknown_lead", {"leads": ["I", "-aVR"]}),
-        ("doubled_lead", {"leads": ["II", "MLII"]}),
-        ("no_lead", {"leads": []}),
-        ("fs_range", {"fs_mhz": 49_999}),
-        ("fs_range", {"fs_mhz": 2_000_001}),
-        ("index_range", {"first_sample": -1}),
-        ("index_range", {"first_sample": 2**53}),
-        ("start_range", {"session_start_ns": -1}),
-        ("session_id", {"session_id": "x" * 200}),
-        ("schema", {"order": 7}),
-        ("unknown_unit", {"unit": 9}),
-        ("layout_shape", {"leads": ["I"] * 2000}),
-        ("stream_id", {"stream_id": ""}),
-    ],
-)
-def test_refused(code: str, changes: dict[str, Any]) -> None:
-    message = pb.Chunk(**fields(**changes))
-    with pytest.raises(BadInput) as caught:
-        Decoder()(message.stream_id.encode(), message.SerializeToString())
-    assert caught.value.code == code
-
-
-@pytest.mark.parametrize(
-    ("code", "key", "value"),
-    [
-        ("empty", b"s", None),
-        ("empty", b"s", b""),
-        ("oversize", b"s", b"\0" * 2_000_000),
-        ("schema", b"s", b"\xff\xff\xff\xff not protobuf"),
-        ("schema", b"s", pb.Chunk(**fields()).SerializeToString()[:-30]),
-        ("key_mismatch", b"t", pb.Chunk(**fields()).SerializeToString()),
-        ("key_mismatch", None, pb.Chunk(**fields()).SerializeToString()),
-        ("stream_id", b"x" * 10_000, pb.Chunk(**fields(stream_id="x" * 10_000)).SerializeToString()),
-    ],
-)
-def test_refused_bytes(code: str, key: bytes | None, value: bytes | None) -> None:
+@pytest.mark.parametrize(("code", "key", "value"), refused(), ids=[code for code, _, _ in refused()])
+def test_refused(code: str, key: bytes | None, value: bytes | None) -> None:
     with pytest.raises(BadInput) as caught:
         Decoder()(key, value)
     assert caught.value.code == code
