@@ -42,7 +42,8 @@ def evaluate(
         typer.Option(
             "--against",
             metavar="DIR",
-            help="Instead: what TARGET has more of macro AUROC than this run or artifact, on the same records.",
+            help="Instead: what TARGET has more of macro AUROC than this run or artifact, on the same records; or, of two "
+            "cross-validations, out of fold.",
             exists=True,
             file_okay=False,
         ),
@@ -98,14 +99,20 @@ def _held_out(target: Path, data: Path, text: Path | None, folds: tuple[int, ...
 
 
 def _against(target: Path, other: Path, data: Path, text: Path | None, folds: tuple[int, ...]) -> dict[str, Any]:
-    from training.evaluation.against import against
+    from training.evaluation.against import against, difference
+    from training.folds import DEVELOPMENT
+    from training.learning.crossval import REPORT, out_of_fold
+
+    told: dict[str, Any] = {"target": str(target), "against": str(other)}
+    if (target / REPORT).is_file():
+        return {"folds": list(DEVELOPMENT), **told, **difference(out_of_fold(target, data), out_of_fold(other, data))}
     from training.evaluation.scorers import open_scorer
 
     ours, theirs = open_scorer(target, data, text, folds), open_scorer(other, data, text, folds)
     with progress("scoring", len(ours[1]) + len(theirs[1])) as advance:
-        told = against(ours, theirs, advance)
+        told |= against(ours, theirs, advance)
     seen = {key: _seen(each, data, text, folds) for key, each in (("seen", target), ("against_seen", other))}
-    return {"folds": sorted(set(folds)), "target": str(target), "against": str(other), **seen, **told}
+    return {"folds": sorted(set(folds)), **seen, **told}
 
 
 def _seen(target: Path, data: Path, text: Path | None, folds: tuple[int, ...]) -> list[int]:

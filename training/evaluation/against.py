@@ -7,18 +7,24 @@ from typing import Any
 
 from training.data.targets import cases_of
 from training.evaluation.bootstrap import interval, macro, resamples
-from training.evaluation.evaluate import predict
+from training.evaluation.evaluate import Evidence, Predictions, predict
 from training.evaluation.metrics import aurocs, enough
 from training.evaluation.scorers import Opened, ScorerError
 
-__all__ = ["against"]
+__all__ = ["against", "difference"]
 
 
 def against(ours: Opened, theirs: Opened, advance: Callable[[int], None] = lambda n: None) -> dict[str, Any]:
-    """Both over the labels that both have learnt and that the records can measure, from 12 leads; `difference` is ours less
-    theirs, its 95 % interval over patients. Raises ScorerError where no label is left."""
+    """Score the same records with both, from 12 leads. See `difference`."""
     (score, records, evidence), (other, same, theirs_of) = ours, theirs
     p, q = predict(score, records, advance=advance), predict(other, same, advance=advance)
+    return difference((p, evidence), (q, theirs_of))
+
+
+def difference(ours: tuple[Predictions, Evidence], theirs: tuple[Predictions, Evidence]) -> dict[str, Any]:
+    """Over the labels that both have learnt and that the records, the same of both, can measure: `difference` is ours less
+    theirs, its 95 % interval over patients. Raises ScorerError where no label is left."""
+    (p, evidence), (q, theirs_of) = ours, theirs
     shared = [label for label in p.ids if label in q.ids]
     mine, other_s = [p.ids.index(label) for label in shared], [q.ids.index(label) for label in shared]
     y, known = p.y[:, mine], (p.known & evidence.candidates)[:, mine] & (q.known & theirs_of.candidates)[:, other_s]

@@ -33,9 +33,20 @@ from training.folds import DEVELOPMENT, GROUPS, ProtocolError, check_development
 from training.learning.checkpoint import write_whole
 from training.learning.loop import Progress, Trained, train
 from training.text.labels import TextBank
-from training.vocabulary import Statement
+from training.vocabulary import Statement, read_vocabulary, select
 
-__all__ = ["OOF", "REPORT", "CrossValidated", "Stopped", "crossval", "fold_config", "read_crossval", "refit", "run_name"]
+__all__ = [
+    "OOF",
+    "REPORT",
+    "CrossValidated",
+    "Stopped",
+    "crossval",
+    "fold_config",
+    "out_of_fold",
+    "read_crossval",
+    "refit",
+    "run_name",
+]
 
 OOF, REPORT = "oof.safetensors", "crossval.json"
 Report = Callable[[str, Progress], None]  # which run, how far
@@ -171,12 +182,8 @@ def _predictions(
 def _judged(whole: DataSet, p: Predictions, fold: NDArray[np.int8], config: TrainConfig) -> dict[str, Any]:
     """Metrics of the out-of-fold predictions, calibrated by those of the other three groups, and each label's support."""
     positives, held_out = whole.for_training(config).positives(), count_evidence(p.y & p.known, p.index)
-    candidates = (positives >= MIN_POSITIVES) & (held_out > 0)
-    evidence = Evidence.uncalibrated(candidates, prevalence_of(whole.for_training(config)))
-    identity = np.where(candidates[:, None], np.array([1.0, 0.0]), np.nan)
     weights = resamples([row["patient"] for row in whole.index])
-    calibrated = replace(p, logits=_cross_fitted(p, fold, candidates))
-    metrics, _ = judge(calibrated, replace(evidence, platt=identity), weights)
+    metrics, _ = judge(*_calibrated(whole, p, fold, config), weights)
     ever = np.asarray(p.known.any(axis=0))  # trained by any of the models
     better = {label for label, m in metrics["per_label"].items() if beyond_chance(m["auroc_interval"])}
     support = {
@@ -187,6 +194,26 @@ def _judged(whole: DataSet, p: Predictions, fold: NDArray[np.int8], config: Trai
     if config.leave_out:
         out["left_out"] = _left_out(whole, p.logits, config.leave_out, weights)
     return out
+
+
+def _calibrated(whole: DataSet, p: Predictions, fold: NDArray[np.int8], config: TrainConfig) -> tuple[Predictions, Evidence]:
+    """Log odds, and the labels that may be judged by them."""
+    trained = whole.for_training(config)
+    candidates = (trained.positives() >= MIN_POSITIVES) & (count_evidence(p.y & p.known, p.index) > 0)
+    identity = np.where(candidates[:, None], np.array([1.0, 0.0]), np.nan)
+    evidence = replace(Evidence.uncalibrated(candidates, prevalence_of(trained)), platt=identity)
+    return replace(p, logits=_cross_fitted(p, fold, candidates)), evidence
+
+
+def out_of_fold(out: Path, directory: Path) -> tuple[Predictions, Evidence]:
+    """What `crossval` left in `out`, each group calibrated by the other three, as it judged it. Raises ProtocolError."""
+    if not (out / REPORT).is_file():
+        raise ProtocolError(f"{out}: no cross-validation; make it with `ecg-train crossval --out {out}`")
+    told, _, _, fold = _read(out / REPORT, out / OOF)
+    config = TrainConfig.of(told["config"])
+    labels = select(read_vocabulary(), config.labels)
+    found = read_crossval(out, directory, labels)
+    return _calibrated(DataSet(directory, labels, DEVELOPMENT), found.predictions, fold, config)
 
 
 def _cross_fitted(p: Predictions, fold: NDArray[np.int8], candidates: NDArray[np.bool_]) -> NDArray[np.float32]:

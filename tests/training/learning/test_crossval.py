@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
@@ -317,6 +318,35 @@ def test_the_report_is_that_of_the_stored_predictions(done: Path, prepared: Path
     counted = p.known & np.array([found.told["support"][i]["tier"] != "unsupported" for i in p.ids])
     raw = macro_auroc(p.logits, p.y, counted, resamples([row["patient"] for row in p.index], 1))[0]
     assert told["macro_auroc"] == pytest.approx(raw, abs=0.05)
+
+
+def test_two_cross_validations_are_compared_out_of_fold(done: Path, prepared: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in ("crossval.json", "oof.safetensors"):
+        shutil.copy(done / name, other)
+    with safe_open(other / "oof.safetensors", framework="np") as file:
+        meta, tensors = file.metadata(), {name: file.get_tensor(name) for name in ("logits", "fold")}
+    noise = np.random.default_rng(0).standard_normal(tensors["logits"].shape)
+    tensors["logits"] = (tensors["logits"] + 20 * noise).astype(np.float32)  # as good as nothing
+    save_file(tensors, other / "oof.safetensors", metadata=meta)
+
+    def said(target: Path, against: Path) -> dict[str, Any]:
+        command = ["evaluate", str(target), "--against", str(against), "--data", str(prepared), "--json"]
+        found = CliRunner().invoke(app, command)
+        assert found.exit_code == 0, found.output
+        told: dict[str, Any] = json.loads(found.stdout)
+        return told
+
+    told, metrics = said(done, other), json.loads((done / "crossval.json").read_text())["metrics"]
+    assert told["folds"] == list(DEVELOPMENT)
+    assert told["macro_auroc"][0] == pytest.approx(metrics["macro_auroc"])  # as it was judged
+    assert told["difference"] == pytest.approx(told["macro_auroc"][0] - told["macro_auroc"][1])
+    assert abs(told["macro_auroc"][1] - 0.5) < 0.1
+    assert said(done, done)["difference_interval"] == [0.0, 0.0]
+    refused = CliRunner().invoke(app, ["evaluate", str(done), "--against", str(tmp_path), "--data", str(prepared)])
+    assert refused.exit_code == 2
+    assert "no cross-validation" in refused.stderr
 
 
 def test_a_refit_that_is_there_already_is_refused_before_the_four_are_trained(tmp_path: Path) -> None:
