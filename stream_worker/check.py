@@ -71,8 +71,8 @@ async def _redis(settings: Settings, model: Artifact | None) -> Item:
 
     client: Any = redis.Redis.from_url(settings.redis.get_secret_value(), socket_timeout=5, socket_connect_timeout=5)
     try:
-        name = await client.get(ACTIVE_KEY)
-        data = await client.get(bank_key(name.decode("ascii", "replace"))) if name else None
+        digest = (await client.get(ACTIVE_KEY) or b"").decode("ascii", "replace")
+        data = await client.get(bank_key(digest)) if digest else None
     except (RedisError, OSError) as error:
         return Item("redis", "", StoreUnavailable(f"does not answer ({type(error).__name__}): check ECG_REDIS and the server"))
     finally:
@@ -82,7 +82,7 @@ async def _redis(settings: Settings, model: Artifact | None) -> Item:
             "redis", "", StoreUnavailable("answers, but holds no active label bank: ecg-train publish --redis URL ARTIFACT")
         )
     try:
-        bank = LabelBank.from_bytes(data, expect_digest=name.decode("ascii", "replace"))
+        bank = LabelBank.from_bytes(data, expect_digest=digest)
         if model is not None:
             bank.check(model.encoder_digest, model.manifest.model.dim)
     except BankError as error:

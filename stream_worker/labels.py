@@ -34,11 +34,12 @@ async def publish_bank(url: str, bank: LabelBank, in_place_of_another: bool = Tr
 
     client: Any = redis.Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5)
     try:
-        active = (await client.get(ACTIVE_KEY) or b"").decode("ascii", "replace")
-        if active not in ("", bank.digest) and not in_place_of_another:
-            raise ConfigError(
-                f"redis has another active label bank, {active[:16]}: give an empty database, redis://HOST:PORT/N"
-            )
+        if not in_place_of_another:
+            active = (await client.get(ACTIVE_KEY) or b"").decode("ascii", "replace")
+            if active not in ("", bank.digest):
+                raise ConfigError(
+                    f"redis has another active label bank, {active[:16]}: give an empty database, redis://HOST:PORT/N"
+                )
         await client.set(bank_key(bank.digest), bank.to_bytes())
         await client.set(ACTIVE_KEY, bank.digest)
     except (RedisError, OSError) as error:

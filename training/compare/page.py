@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,17 +64,19 @@ def _left_out(rows: Sequence[Mapping[str, Any]], reference: str) -> list[str]:
         f"| row | without | records, labels | never seen | `{reference}` | difference |",
         "|---|---|---|---|---|---|",
     ]
-    for row in rows:
-        begin = f"| {row['name']} | {', '.join(row['left'])} |"
-        if not row["run"]:
-            lines.append(f"{begin} not run | | | |")
-        elif "unseen" not in row:
-            lines.append(f"{begin} {row['records']}, 0 | too few cases | | |")
-        else:
-            seen = _value(row["seen"]) if row["seen"] else "not run"
-            count = f"{row['records']}, {len(row['labels'])}"
-            lines.append(f"{begin} {count} | {_value(row['unseen'])} | {seen} | {_gap(row['unseen'])} |")
-    return lines
+    few = "{records}, 0 | too few cases | | |"
+    return lines + [_left(row, few, lambda row: f"{row['records']}, {len(row['labels'])}") for row in rows]
+
+
+def _left(row: Mapping[str, Any], few: str, count: Callable[[Mapping[str, Any]], str]) -> str:
+    """A line of what was left out. few: its cells without enough cases; count: how much there is to judge by."""
+    begin = f"| {row['name']} | {', '.join(row['left'])} |"
+    if not row["run"]:
+        return f"{begin} not run | | | |"
+    if "unseen" not in row:
+        return f"{begin} {few.format_map(row)}"
+    seen = _value(row["seen"]) if row["seen"] else "not run"
+    return f"{begin} {count(row)} | {_value(row['unseen'])} | {seen} | {_gap(row['unseen'])} |"
 
 
 def _by_sentence(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -88,15 +90,7 @@ def _by_sentence(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         "| row | label | positives | by its sentence alone | trained | difference |",
         "|---|---|---|---|---|---|",
     ]
-    for row in rows:
-        begin = f"| {row['name']} | {', '.join(row['left'])} |"
-        if not row["run"]:
-            lines.append(f"{begin} not run | | | |")
-        elif "unseen" not in row:
-            lines.append(f"{begin} too few cases | | | |")
-        else:
-            seen = _value(row["seen"]) if row["seen"] else "not run"
-            lines.append(f"{begin} {row['positives']} | {_value(row['unseen'])} | {seen} | {_gap(row['unseen'])} |")
+    lines += [_left(row, "too few cases | | | |", lambda row: str(row["positives"])) for row in rows]
     found = [row for row in rows if "unseen" in row]
     if len(found) > 1:
         unseen = sum(row["unseen"]["macro_auroc"] for row in found) / len(found)

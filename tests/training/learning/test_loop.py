@@ -5,17 +5,15 @@ from __future__ import annotations
 import errno
 import json
 import os
-import resource
 import shutil
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.training.full_disk import full_disk
 from training.config import TrainConfig
 from training.data.dataset import DataSet
 from training.evaluation.held_out import build_bank, by_folds
@@ -159,23 +157,12 @@ def test_infonce_runs_on_captions(data: DataSet, text: TextBank, tmp_path: Path)
         train(config, data, replace(text, captions={}), tmp_path / "other")
 
 
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """As on a full disk or at a quota: writing beyond `size` bytes of a file fails."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def test_a_disk_that_fills_leaves_the_old_checkpoint(whole: Path, data: DataSet, text: TextBank, tmp_path: Path) -> None:
     out = tmp_path / "run"
     train(TINY, data, text, out, epochs=1)
     before = sorted(p.name for p in out.iterdir())
     with (
-        files_of_at_most(1_000_000),
+        full_disk(1_000_000),
         pytest.raises(CheckpointError, match=r"step-\d+\.safetensors: cannot be written .*make room .*with --resume"),
     ):
         train(TINY, data, text, out, resume=True, epochs=2)
