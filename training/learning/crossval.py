@@ -209,11 +209,10 @@ def out_of_fold(out: Path, directory: Path) -> tuple[Predictions, Evidence]:
     """What `crossval` left in `out`, each group calibrated by the other three, as it judged it. Raises ProtocolError."""
     if not (out / REPORT).is_file():
         raise ProtocolError(f"{out}: no cross-validation; make it with `ecg-train crossval --out {out}`")
-    told, _, _, fold = _read(out / REPORT, out / OOF)
-    config = TrainConfig.of(told["config"])
-    labels = select(read_vocabulary(), config.labels)
-    found = read_crossval(out, directory, labels)
-    return _calibrated(DataSet(directory, labels, DEVELOPMENT), found.predictions, fold, config)
+    found = read_crossval(out, directory)
+    p, config = found.predictions, TrainConfig.of(found.told["config"])
+    fold = np.array([row["fold"] for row in p.index], dtype=np.int8)
+    return _calibrated(DataSet(directory, p.labels, DEVELOPMENT), p, fold, config)
 
 
 def _cross_fitted(p: Predictions, fold: NDArray[np.int8], candidates: NDArray[np.bool_]) -> NDArray[np.float32]:
@@ -239,11 +238,14 @@ def _left_out(
     }
 
 
-def read_crossval(out: Path, directory: Path, labels: Sequence[Statement]) -> CrossValidated:
-    """What `crossval` left in `out`, on the data set in `directory`. Raises ProtocolError where it belongs to another."""
+def read_crossval(out: Path, directory: Path, labels: Sequence[Statement] | None = None) -> CrossValidated:
+    """What `crossval` left in `out`, on the data set in `directory`. labels: those expected; None: its own.
+
+    Raises ProtocolError where it belongs to another."""
     if not (out / REPORT).is_file():
         raise ProtocolError(f"{out / REPORT}: no such file; make it with `ecg-train crossval --out {out}`")
     told, meta, logits, fold = _read(out / REPORT, out / OOF)
+    labels = select(read_vocabulary(), TrainConfig.of(told["config"]).labels) if labels is None else labels
     whole = DataSet(directory, labels, DEVELOPMENT)
     if (meta.get("data"), told["data"]) != (whole.digest, whole.digest):
         raise ProtocolError(f"{out}: made from data set {meta.get('data')}, {directory} is {whole.digest}")
