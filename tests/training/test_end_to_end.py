@@ -245,6 +245,8 @@ def test_zero_shot_needs_a_run_and_tells_of_supersets(made: Made) -> None:
     assert told["per_superset"]["IVC"]["sentence"].startswith("This ECG shows ")
     assert told["per_superset"]["IVC"]["positives"] >= 10
     assert "not to be reported as zero-shot" in " ".join(run("evaluate", made.run, *arguments).stdout.split())
+    assert told["seen"] == [1, 2, 3, 4, 5]
+    assert "Take care: folds 1, 2, 3, 4, 5 took part" in run("evaluate", made.run, *arguments).stdout
     assert "needs a run" in run("evaluate", made.artifact, *arguments, code=2).stderr
 
 

@@ -134,7 +134,8 @@ def _zero_shot(target: Path, data: Path, text: Path | None, folds: tuple[int, ..
     records = DataSet(data, records.labels, folds)
     tower = TextTower(bank.text.model, bank.text.pooling)
     with progress("scoring", len(records)) as advance:
-        return zero_shot(trained.model, bank, records, tower, advance)
+        told = zero_shot(trained.model, bank, records, tower, advance)
+    return {"folds": sorted(set(folds)), "seen": _seen(target, data, text, folds), **told}
 
 
 def _agreement(target: Path, data: Path | None, text: Path | None, folder: Path, most: int) -> dict[str, Any]:

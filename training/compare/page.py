@@ -34,7 +34,18 @@ def markdown(told: Mapping[str, Any]) -> str:
         shown = [cell for e in entries for cell in (_value(e), _gap(e))] + [f"{supers:.3f}" if supers is not None else "-"]
         lines.append(f"| {row['name']} | {row['what']} | {row['epochs']}, {len(row['run'])} | {' | '.join(shown)} |")
     left = [*_left_out(told["left_out"], told["reference"]), *_by_sentence(told["by_sentence"])]
-    return "\n".join([*lines, *_curve(told), *left]) + "\n"
+    return "\n".join([*lines, *_on_gpu(told["rows"]), *_curve(told), *left]) + "\n"
+
+
+def _on_gpu(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    there = [row for row in rows if "gpu" in row]
+    if not there:
+        return []
+    lines = ["", "On a GPU: training, median of the passes, and PyTorch's highest peak.", "", "| row | records/s | memory |"]
+    return [
+        *lines, "|---|---|---|",
+        *(f"| {row['name']} | {row['gpu']['records_per_s']:,.0f} | {row['gpu']['memory_mb']:,} MB |" for row in there),
+    ]  # fmt: skip
 
 
 def _curve(told: Mapping[str, Any]) -> list[str]:

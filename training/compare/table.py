@@ -67,7 +67,7 @@ def tabulate(
         told["parts"][name] = _part(name, part, compared, active, reference, resampled)
     for name, value in _superclasses(parts, compared, active).items():
         told["parts"]["reported"]["rows"][name]["superclasses"] = value
-    told["rows"] = [_about(row, runs[row.name]) for row in whole]
+    told["rows"] = [_about(row, runs[row.name]) | _on_gpu(out, row, runs[row.name]) for row in whole]
     told["curve"] = _curve(whole, reference, compared, DataSet(directory, labels, TRAINED))
     told["left_out"] = [
         _about(row, runs[row.name]) | {"left": list(row.left_sources)} | _left_out(row, runs, reference, parts, resampled)
@@ -215,6 +215,17 @@ def _superclasses(parts: Mapping[str, DataSet], runs: Mapping[str, Runs], active
         if found:
             out[row] = float(np.mean(each)) if each else None
     return out
+
+
+def _on_gpu(out: Path, row: Row, found: Runs) -> dict[str, Any]:
+    """Speed and memory as its runs logged them, where it ran on one: median of the passes' records/s, the highest peak."""
+    logs = [run_directory(out, row, seed) / "log.jsonl" for seed in found]
+    lines = [json.loads(line) for log in logs if log.is_file() for line in log.read_text("utf-8").splitlines()]
+    passes = [line for line in lines if "gpu_memory_mb" in line]
+    if not passes:
+        return {}
+    rate = float(np.median([one["records_per_s"] for one in passes]))
+    return {"gpu": {"records_per_s": rate, "memory_mb": max(one["gpu_memory_mb"] for one in passes)}}
 
 
 def _about(row: Row, found: Runs) -> dict[str, Any]:

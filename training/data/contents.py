@@ -24,7 +24,7 @@ __all__ = ["AGE_BANDS", "SEXES", "SPLITS", "Counts", "count"]
 
 SPLITS = ("train", "calibration", "val", "test")
 COLUMNS = ("source", "patient", "split", "fold", "unit", "mask", "derived", "positive", "unknown", "n_valid")
-LATER = ("sex", "age", "quality", "fs", "window")  # columns that older data sets lack
+LATER = ("sex", "age", "quality", "signal_grade", "fs", "window")  # columns that older data sets lack
 LOST = "NU"
 SEXES = {"F": "women", "M": "men", "": "not given"}
 AGE_BANDS = tuple(range(0, 100, 10))  # years; the last is 90 and over
@@ -103,6 +103,7 @@ def _row(out: Counts, row: Mapping[str, Any], declared: frozenset[str], statemen
         ("length", "10 s" if row["n_valid"] >= WINDOW else "5 to 10 s" if row["n_valid"] >= WINDOW // 2 else "under 5 s"),
         ("sex", SEXES[sex]),
         ("quality grade", row.get("quality") or ""),
+        ("signal, as graded here", row.get("signal_grade") or ""),
     ):
         out.tables[name][value, split] += 1
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
+
 from training.config import TrainConfig
 from training.data.dataset import DataSet, batches
 from training.folds import check_development
@@ -110,6 +112,8 @@ class _Run:
             return
         loss, rate = self.mean.value, round(self.mean.rate(self.stepper.config.batch), 1)
         entry = {"epoch": epoch, "step": self.stepper.step, "loss": loss, "records_per_s": rate, "time": round(time.time())}
+        if self.stepper.world.device.type == "cuda":
+            entry["gpu_memory_mb"] = torch.cuda.max_memory_allocated(self.stepper.world.device) // 1_000_000
         with writing(self.out / "log.jsonl"), (self.out / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
         self.events.scalars(self.stepper.step, {"epoch/loss": loss, "epoch/records_per_s": rate, "epoch/number": epoch + 1})
@@ -192,6 +196,8 @@ def _open(run: _Run, data: DataSet, text: TextBank) -> Iterator[None]:
         return
     run.out.mkdir(parents=True, exist_ok=True)
     describe(run.out, run.state, data, text, run.stepper.world)
+    if run.stepper.world.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(run.stepper.world.device)  # a row of `compare` is not the first of its process
     with EventFile(run.out, run.stepper.step) as run.events:
         yield
 

@@ -247,6 +247,20 @@ def test_a_row_that_was_not_run_says_so(done: Path, prepared: Path, labels: tupl
     assert "| reference | whole bank | 1, 2 |" in table
 
 
+def test_what_ran_on_a_gpu_tells_its_speed_and_memory(
+    done: Path, prepared: Path, labels: tuple[Statement, ...], tmp_path: Path
+) -> None:
+    shutil.copytree(done, tmp_path / "compare")
+    assert "On a GPU" not in markdown(tabulate(ROWS, "reference", prepared, labels, tmp_path / "compare", resampled=20))
+    passes = [{"records_per_s": r, "gpu_memory_mb": m} for r, m in ((900.0, 2100), (5000.0, 2300), (4800.4, 2300))]
+    for seed, lines in ((1, passes[:2]), (2, passes[2:])):
+        log = tmp_path / "compare" / f"reference-{seed}" / "log.jsonl"
+        log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    told = tabulate(ROWS, "reference", prepared, labels, tmp_path / "compare", resampled=20)
+    assert [row.get("gpu") for row in told["rows"]] == [{"records_per_s": 4800.4, "memory_mb": 2300}, None, None]
+    assert "| reference | 4,800 | 2,300 MB |\n" in markdown(told)
+
+
 def test_a_finished_run_is_left_as_it_is(done: Path, prepared: Path, text: TextBank, labels: tuple[Statement, ...]) -> None:
     path = done / "other-1" / work.PREDICTIONS
     before = path.stat().st_mtime_ns

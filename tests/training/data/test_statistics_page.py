@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from training.__main__ import app
 from training.data.contents import count
 from training.data.dataset import DataSet
+from training.data.grades import MOST_POOR
 from training.data.prepare import prepare
 from training.data.statistics_page import write_page
 from training.sources.annotated import Annotated, Source
@@ -72,6 +73,8 @@ def test_labels_are_counted_as_they_train(data: Path, vocabulary: tuple[Statemen
     assert counts.ages == {(60, "F"): 1, (90, "M"): 1}
     assert counts.tables["leads"]["I, II, other limb leads derived", "train"] == 2
     assert counts.tables["amplitude"]["lost (NU)", "val"] == 1
+    assert sum(counts.tables["signal, as graded here"].values()) == 4  # noise: no lead shows a QRS
+    assert counts.tables["signal, as graded here"][MOST_POOR, "train"] == 2
 
 
 def test_windows_of_one_patient_are_one_case_for_the_tier(data: Path, vocabulary: tuple[Statement, ...]) -> None:
