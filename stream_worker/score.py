@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from encoders import preprocess as chain
 from encoders.bank import Label, LabelBank, rests_on_amplitude
-from encoders.base import Encoder, Floats, WholeEncoder
+from encoders.base import DeviceLost, Encoder, Floats, WholeEncoder
 from encoders.graph.whole import can_be_whole
 from encoders.quality import Looked, Quality, assess, look
 from encoders.signal import LEADS, WINDOW, Layout, lead_names
@@ -96,7 +96,10 @@ class Scorer:
         return type(self)(self.encoder, bank, self.options)
 
     def prepare(self, window: Window) -> Ready:
-        """The first half of the work for one window; threads may run it. A defect of ours costs one window, not the stream."""
+        """The first half of the work for one window; threads may run it. A defect of ours costs one window, not the stream.
+
+        Raises DeviceLost.
+        """
         try:
             layout = window.layout
             calibrated = chain.calibrate(window.samples, layout)
@@ -105,6 +108,8 @@ class Scorer:
                 return Whole(look(calibrated, layout), *mixed)
             prepared = chain.prepare(calibrated, layout)
             return prepared, assess(calibrated, prepared, layout)
+        except DeviceLost:  # the first window of a rate opens its engine
+            raise
         except Exception:
             log.exception(
                 "a window could not be prepared", stream=window.key[0], first=window.first, fs_mhz=window.layout.fs_mhz

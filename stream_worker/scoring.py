@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import structlog
 
+from encoders.base import DeviceLost
 from encoders.signal import LEADS, WINDOW
 from stream_worker.batch import Batcher
 from stream_worker.labels import BankSource
@@ -107,9 +108,11 @@ class Scoring:
 
 def scored(scorer: Scorer, events: Sequence[Window | Closed]) -> list[Finding]:
     """One finding an event. A batch that makes scoring raise is halved until the one at fault is alone: that one becomes
-    `unscorable: engine`. Where the engine fails for any window it raises, since it is not the window's fault."""
+    `unscorable: engine`. Where the engine fails for any window, or the device is lost, it raises: not the window's fault."""
     try:
         return scorer(events)
+    except DeviceLost:
+        raise
     except Exception:
         if len(events) == 1:
             scorer.encoder.encode(np.zeros((1, len(LEADS), WINDOW), dtype=np.float32))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from encoders.base import DeviceLost
 from stream_worker.audit.source import MemorySource
 from stream_worker.audit.time_range import examine
 from stream_worker.devices.simulator import fleet
@@ -157,3 +158,30 @@ async def test_an_engine_that_fails_for_every_window_ends_the_worker_and_gives_n
     async with running(pipeline(log, encoder)):
         await until(lambda: len(published(log)) == 8)
     assert {x["kind"] for x in published(log)} == {"scored"}
+
+
+class Lost(ProjectionEncoder):
+    """Of its engines only the one for prepared windows still answers: the others run elsewhere on a device that is gone."""
+
+    def __init__(self, at: str) -> None:
+        super().__init__()
+        self.at = at
+
+    def serves(self, fs_mhz: int) -> bool:
+        if self.at == "serves":
+            raise DeviceLost("cudaMalloc: 700")
+        return True
+
+    def score(self, *_: Any) -> Any:
+        raise DeviceLost("cudaStreamSynchronize: 700")
+
+
+@pytest.mark.parametrize("at", ["serves", "score"])
+async def test_a_device_that_is_lost_for_counts_ends_the_worker_and_gives_no_verdict(at: str) -> None:
+    log = MemoryLog(TOPICS)
+    for stream in range(8):
+        log.append("ecg.chunks", *message(L, 0, X[:, :5000], f"s{stream}"))
+    with pytest.raises(DeviceLost, match="700"):
+        async with asyncio.timeout(20):
+            await pipeline(log, Lost(at)).run()
+    assert published(log) == []
