@@ -23,7 +23,7 @@ from encoders.engine.build import BuildError, build, library_of, load_library
 from encoders.engine.cuda_calls import Cuda, Gpu, OutOfMemory, probe
 from encoders.engine.plans import EngineOptions, PlanCache, PlanRefused, Precision, Recipe, Source, default_cache, ingredients
 from encoders.engine.run import Engine
-from encoders.graph.whole import check_whole
+from encoders.graph.whole import FUSED_COSINE, check_whole
 
 if TYPE_CHECKING:
     from encoders.artifact import Artifact
@@ -109,6 +109,7 @@ class TensorRtEncoder:
             raise ValueError(f"one input and one output expected, the plan has {engine.inputs} and {list(engine.outputs)}")
         self._input, (self._output, shape), self._engine = engine.inputs[0], next(iter(engine.outputs.items())), engine
         self.dim, self.digest, self.backend = int(shape[-1]), digest, backend
+        self.fused_cosine = FUSED_COSINE
         self.refused: dict[int, str] = {}  # rates that no engine serves, and why
         self._at_rate, self._rates, self._opening = at_rate, dict[int, Engine](), Lock()
         self._open = True
@@ -128,7 +129,7 @@ class TensorRtEncoder:
             if self._at_rate is not None and fs_mhz not in self._rates and fs_mhz not in self.refused:
                 try:
                     self._rates[fs_mhz] = self._at_rate(fs_mhz)
-                    check_whole(self, fs_mhz)
+                    check_whole(self, fs_mhz, self.fused_cosine)
                 except ValueError as error:
                     if (engine := self._rates.pop(fs_mhz, None)) is not None:
                         engine.close()
@@ -199,6 +200,7 @@ def open_tensorrt(artifact: Artifact, options: EngineOptions, planner: Planner |
     def checked(plan: bytes) -> TensorRtEncoder:
         backend = planner.trt.__name__.replace("_", "-") + ("-int8" if options.precision == "int8" else "")
         encoder = TensorRtEncoder(Engine(planner.trt, plan, recipe, cuda), artifact.encoder_digest, backend, at_rate)
+        encoder.fused_cosine = artifact.manifest.tolerances.fused_cosine
         try:
             artifact.check_golden(encoder)
         except BaseException:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ from encoders import choose as chooser
 from encoders.artifact import Artifact, ArtifactError
 from encoders.base import BackendUnavailable, DeviceLost
 from encoders.choose import ORDER, choose
+from encoders.cpu import CpuEncoder
 from encoders.engine.cuda_calls import Gpu, OutOfMemory
 from encoders.engine.plans import EngineOptions
 
@@ -109,6 +111,19 @@ def test_on_this_machine_by_the_real_probes(artifact: Artifact, tmp_path: Path) 
         assert encoder.digest == artifact.encoder_digest
     assert [name for name, _ in choice.refused] == list(ORDER)[: len(choice.refused)]
     assert all(reason for _, reason in choice.refused)
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_rate_is_held_to_the_tolerance_that_the_manifest_states(backend: str, artifact: Artifact) -> None:
+    with choose(artifact, backend, threads=1, engine=EngineOptions(calibrate=False)).encoder as encoder:
+        assert isinstance(encoder, CpuEncoder)
+        assert encoder.serves(250_000)
+    strict = artifact.manifest.tolerances.model_copy(update={"fused_cosine": 1.01})  # of no two embeddings
+    held = dataclasses.replace(artifact, manifest=artifact.manifest.model_copy(update={"tolerances": strict}))
+    with choose(held, backend, threads=1, engine=EngineOptions(calibrate=False)).encoder as encoder:
+        assert isinstance(encoder, CpuEncoder)
+        assert not encoder.serves(250_000)
+        assert "cosine of 1.01 with the step-by-step path expected" in encoder.refused[250_000]
 
 
 def test_torch_serves_an_artifact_that_has_only_the_graph(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:

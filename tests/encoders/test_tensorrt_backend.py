@@ -43,6 +43,8 @@ WINDOW = np.random.default_rng(0).standard_normal((1, 12, 5000)).astype(np.float
 class Workshop:
     """A machine whose builds give what `builds` says, each time the next."""
 
+    fused_cosine = 0.999
+
     def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch, *builds: bytes | Exception) -> None:
         self.cuda, self.left, self.timings = HostCuda(), list(builds), list[bytes]()
         self.planner = Planner(host_tensorrt(self.cuda, Recipe(ranges=FUSED)), "9.0", "580.1", PlanCache(directory))
@@ -67,7 +69,7 @@ class Workshop:
         digest = hashlib.sha256(RIGHT).hexdigest()
         files = {"encoder.onnx": SimpleNamespace(sha256=digest)}
         return SimpleNamespace(
-            manifest=SimpleNamespace(files=files),
+            manifest=SimpleNamespace(files=files, tolerances=SimpleNamespace(fused_cosine=self.fused_cosine)),
             encoder_digest=digest,
             read={"encoder.onnx": RIGHT}.__getitem__,
             check_golden=check or self.golden,
@@ -251,3 +253,12 @@ def test_a_plan_for_a_rate_that_gives_other_embeddings_is_not_used(tmp_path: Pat
     with shop.open() as encoder:
         assert not encoder.serves(250_000)
         assert "cosine" in encoder.refused[250_000]
+
+
+def test_a_rate_is_held_to_the_tolerance_that_the_manifest_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop = Workshop(tmp_path, monkeypatch, RIGHT)
+    shop.fused_cosine = 1.01  # of no two embeddings
+    shop.planner.cache.store(shop.parts(250_000), fused(RIGHT))
+    with shop.open() as encoder:
+        assert not encoder.serves(250_000)
+        assert "cosine of 1.01 with the step-by-step path expected" in encoder.refused[250_000]

@@ -131,7 +131,7 @@ def label_metrics(
     scores: comparable across labels. candidates: bool (L,), the labels that compete for a rank: those with evidence. cases:
     (N,) as `enough` counts them.
     values: by metric, (R, labels) in the order of the first. Ranks: of records that know at least half of the candidates that
-    any record knows, None without one: where two labels were looked for, everything is among the first five.
+    any record knows (where two labels were looked for, everything is among the first five); None below 10 such cases.
     """
     use = np.flatnonzero(enough(y, known, cases))
     ranked = np.where(candidates, scores, -np.inf)
@@ -142,16 +142,18 @@ def label_metrics(
         "auprc": average_precisions(scores[:, use], y[:, use], known[:, use], weights),
     }
     out: dict[str, dict[str, Any]] = {}
+    stated = y & known
+    counted = count_cases(stated & ranking[:, None], np.arange(len(y)) if cases is None else cases) >= MIN_CASES  # (L,)
     for k, j in enumerate(use.tolist()):
-        rank = top_k(ranked, y, known, j)[ranking[y[:, j] & known[:, j]]]
+        rank = top_k(ranked, y, known, j)[ranking[stated[:, j]]]
         out[ids[j]] = {
-            "positives": int((y[:, j] & known[:, j]).sum()),
+            "positives": int(stated[:, j].sum()),
             "negatives": int((~y[:, j] & known[:, j]).sum()),
             **{name: float(each[0, k]) for name, each in values.items()},
             **{f"{name}_interval": interval(each[:, k]) for name, each in values.items()},
             "ranked": len(rank),
-            "top1": float((rank <= 1).mean()) if len(rank) else None,
-            "top5": float((rank <= 5).mean()) if len(rank) else None,
+            "top1": float((rank <= 1).mean()) if counted[j] else None,
+            "top5": float((rank <= 5).mean()) if counted[j] else None,
         }
     return out, values
 

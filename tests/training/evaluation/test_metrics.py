@@ -79,6 +79,25 @@ def test_records_of_which_little_is_known_have_no_rank() -> None:
     assert summary(told)["macro_auroc"] == 0.5
 
 
+def test_few_ranked_cases_give_no_figure() -> None:
+    y = np.zeros((60, 8), dtype=bool)
+    y[:20, 0] = y[40:52, 1] = True
+    known = np.ones_like(y)
+    known[:11, 2:] = False  # 9 of 20 are ranked
+    scores = np.tile(np.arange(8.0)[::-1], (60, 1))  # label 0 is first everywhere, 1 second
+    every, weights = np.ones(8, dtype=bool), np.ones((1, 60))
+    told = label_metrics(scores, y, known, list("ABCDEFGH"), every, weights)[0]
+    assert (told["A"]["ranked"], told["A"]["top1"], told["A"]["top5"], told["A"]["auroc"]) == (9, None, None, 0.5)
+    assert (told["B"]["ranked"], told["B"]["top1"], told["B"]["top5"]) == (12, 0.0, 1.0)
+    assert (summary(told)["top1"], summary(told)["top5"]) == (0.0, 1.0)  # of B alone
+    known[10, 2:] = True  # one more
+    assert label_metrics(scores, y, known, list("ABCDEFGH"), every, weights)[0]["A"]["top1"] == 1.0
+    windows = np.arange(60)
+    windows[18:20] = 18  # two of the ten are of one recording
+    one = label_metrics(scores, y, known, list("ABCDEFGH"), every, weights, windows)[0]["A"]
+    assert (one["ranked"], one["top1"]) == (10, None)
+
+
 def test_labels_without_evidence_take_no_rank() -> None:
     y = np.zeros((30, 2), dtype=bool)
     y[:15, 0] = True
