@@ -14,7 +14,9 @@ def test_false_positives_of_long_recordings_are_printed_the_most_first(capsys: p
     entry |= {"macro_auprc": None, "top1": None, "top5": None}
     told = {"folds": [9], "records": 7485, "patients": 43, "lead_sets": {"12": entry}}
     show_metrics(told)
-    assert "said wrongly" not in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "said wrongly" not in shown
+    assert any(line.replace("│", " ").split() == ["12", "0", *"------"] for line in shown.splitlines())  # None is a dash
     each = {"PVC": {"per_hour": 15.12, "per_hour_interval": [4.0, 28.0], "hours": 14.9, "patients": 38}}
     each["AFIB"] = {"per_hour": 38.78, "per_hour_interval": [13.8, 67.0], "hours": 16.1, "patients": 41}
     entry["false_positives"] = {"hours": 20.8, "patients": 43, "per_label": each}
