@@ -233,18 +233,23 @@ def _typed(key: str, text: str) -> Any:
 def read_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """A TOML file, and "key=value" that take the place of its keys -> TrainConfig.
 
-    Raises ConfigError naming the key, or the file and line that is no TOML.
+    Raises ConfigError naming file and key, the key alone where an override is wrong, or the file and line that is no TOML.
     """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError, OSError) as error:  # no UTF-8, no TOML, numbers or nesting beyond measure
         raise ConfigError(f"{path}: {error}") from None
+    given = {}
     for item in overrides:
         key, equals, text = item.partition("=")
         if not equals:
             raise ConfigError(f"--set {item}: key=value is needed")
-        values[key.strip()] = _typed(key.strip(), text)
+        given[key.strip()] = _typed(key.strip(), text)
     try:
-        return TrainConfig.of(values)
+        return TrainConfig.of({**values, **given})
+    except ConfigError as error:
+        if str(error).partition(":")[0] in given:
+            raise
+        raise ConfigError(f"{path}: {error}") from None
     except (ValueError, OverflowError) as error:
-        raise error if isinstance(error, ConfigError) else ConfigError(f"{path}: a number beyond measure ({error})") from None
+        raise ConfigError(f"{path}: a number beyond measure ({error})") from None

@@ -34,8 +34,8 @@ KEEP = 2  # tensor files
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be continued, or a file that cannot be written; the text names it and both values, or the
-    remedy."""
+    """A checkpoint that cannot be continued, or a file that cannot be written; the text names it, where two values differ both,
+    and the remedy."""
 
 
 @contextmanager
@@ -100,11 +100,11 @@ def load_checkpoint(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any]]
         raise CheckpointError(f"{side}: no sidecar of a checkpoint ({error!r}); copy the run again, or begin anew") from None
     found = file_digest(path) if path.is_file() else "no such file"
     if found != wanted:
-        raise CheckpointError(f"{path}: sha256 {wanted} expected, found {found}")
+        raise CheckpointError(f"{path}: sha256 {wanted} expected, found {found}; copy the run again, or begin anew")
     try:
         return load_file(path), state
     except SafetensorError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+        raise CheckpointError(f"{path}: {error}; copy the run again, or begin anew") from None
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -248,7 +248,10 @@ def _restore(run: _Run) -> None:
     tensors, state = load_checkpoint(run.out)
     wanted = {**run.identity, "processes": run.stepper.world.size}
     if different := _differences({"processes": 1, **state}, wanted):
-        raise CheckpointError(f"{run.out} was started otherwise: {'; '.join(different)[:600]}")
+        raise CheckpointError(
+            f"{run.out} was started otherwise: {'; '.join(different)[:600]}; give the --data, --text and --config it was "
+            "trained with, as its README.md has them, or a new --out"
+        )
     run.stepper.restore(tensors, int(state["step"]))
     if run.stepper.step % run.stepper.per_epoch:
         total, count = state["loss"]
@@ -260,7 +263,10 @@ def load_trained(out: Path, data: DataSet, text: TextBank) -> Trained:
     tensors, state = load_checkpoint(out)
     config = TrainConfig.of(state["config"])
     if different := _differences(state, _identity(config, data, text)):
-        raise CheckpointError(f"{out} belongs to other data or text: {'; '.join(different)[:600]}")
+        raise CheckpointError(
+            f"{out} belongs to other data or text: {'; '.join(different)[:600]}; give the --data and --text it was "
+            "trained with, or train anew with these"
+        )
     model = build_trainee(config, data, text, data.labels)
     model.load_state_dict(part(tensors, "average."))
     return Trained(model.eval(), state, state["step"] >= config.epochs * state["per_epoch"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -94,12 +95,14 @@ def test_sigterm_saves_in_the_middle_of_an_epoch(whole: Path, data: DataSet, tex
 def test_another_run_is_not_continued_or_overwritten(whole: Path, data: DataSet, text: TextBank, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="holds a run already; continue it with --resume"):
         train(TINY, data, text, whole)
-    with pytest.raises(CheckpointError, match=r"started otherwise: .*lr: 0\.001 there, 0\.01 here"):
+    with pytest.raises(
+        CheckpointError, match=r"started otherwise: .*lr: 0\.001 there, 0\.01 here; give the .*, or a new --out$"
+    ):
         train(replace(TINY, lr=0.01), data, text, whole, resume=True)
     with pytest.raises(CheckpointError, match="no checkpoint; start a run with"):
         train(TINY, data, text, tmp_path / "nothing", resume=True)
     other = replace(text, digest="0" * 64)
-    with pytest.raises(CheckpointError, match="belongs to other data or text: text"):
+    with pytest.raises(CheckpointError, match=r"belongs to other data or text: text.*; give the --data and --text it was"):
         load_trained(whole, data, other)
 
 
@@ -197,7 +200,13 @@ def test_no_space_for_either_file_of_a_pair(tmp_path: Path, monkeypatch: pytest.
 def test_altered_checkpoints_are_refused(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, {"w": torch.ones(3)}, {"step": 1})
     (tmp_path / "step-00000001.safetensors").write_bytes(b"other")
-    with pytest.raises(CheckpointError, match=r"step-00000001\.safetensors: sha256 \w+ expected, found \w+"):
+    with pytest.raises(
+        CheckpointError, match=r"step-00000001\.safetensors: sha256 \w+ expected, found \w+; copy the run again"
+    ):
+        load_checkpoint(tmp_path)
+    (tmp_path / "checkpoint.json").write_text(json.dumps({"tensors": "t", "sha256": hashlib.sha256(b"other").hexdigest()}))
+    (tmp_path / "t").write_bytes(b"other")  # whole, but no tensors
+    with pytest.raises(CheckpointError, match=r"t: Error while deserializing header.*; copy the run again"):
         load_checkpoint(tmp_path)
     for text in ('{"step": 1, "tens', "{}", "[1]"):
         (tmp_path / "checkpoint.json").write_text(text)
