@@ -89,17 +89,21 @@ def replay(
     scores: Annotated[
         str, typer.Option("--scores", help="top: the most probable labels; all: add every label's probability.")
     ] = "top",
+    alerts: Annotated[
+        bool, typer.Option("--alerts", help="Instead: the alerts that the alert stage would make of these findings.")
+    ] = False,
     artifact: ArtifactDir = None,
     hop_ms: Hop = None,
     lead: Leads = None,
 ) -> None:
     """Score recordings as streams, without a broker, as fast as it goes: one finding a line.
 
-    The stream id is the record's name, the session is "1": a second run prints the same finding ids.
+    The stream id is the record's name, the session is "1": a second run prints the same finding ids. With --alerts the
+    episodes that a person would be called to, had these recordings been live.
     """
     from stream_worker import commands
 
-    commands.replay(records, json, scores, artifact, hop_ms, lead or [])
+    commands.replay(records, json, scores, alerts, artifact, hop_ms, lead or [])
 
 
 @app.command(short_help="Be a device: send a recording to Kafka in chunks.")

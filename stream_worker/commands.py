@@ -23,7 +23,7 @@ from stream_worker.kafka.security import security_of
 from stream_worker.operate import kafka_broker, load_model, print_json
 from stream_worker.records import Finding
 from stream_worker.settings import Settings, load_settings
-from stream_worker.table import FindingsTable, line
+from stream_worker.table import FindingsTable, alert_line, line
 from stream_worker.telemetry import Metrics
 
 __all__ = ["demo", "publish", "replay", "tail"]
@@ -66,9 +66,16 @@ def _progress() -> Progress:
 
 
 def replay(
-    records: Sequence[Path], json: bool, scores: str, artifact: Path | None, hop_ms: int | None, lead: Sequence[str]
+    records: Sequence[Path],
+    json: bool,
+    scores: str,
+    alerts: bool,
+    artifact: Path | None,
+    hop_ms: int | None,
+    lead: Sequence[str],
 ) -> None:
     """See `ecg-worker replay --help`."""
+    from stream_worker.alerting.episodes import Policy, StreamState, step
     from stream_worker.replay import findings, windows
     from stream_worker.run import Rules
     from stream_worker.score import Options, Scorer
@@ -101,8 +108,13 @@ def replay(
             def further(n: int, part: float = part) -> None:
                 progress.advance(task, n * part)
 
+            state: StreamState | None = None
             for finding in findings(events, scorer, settings.batch_size, further):
-                print_json(finding.body) if json else Console().print(line(finding.body), soft_wrap=True)
+                said, show = [finding.body], line
+                if alerts:
+                    (state, said), show = step(state, finding.body, Policy()), alert_line
+                for body in said:
+                    print_json(body) if json else Console().print(show(body), soft_wrap=True)
             progress.update(task, completed=done)
     if failed:
         raise ConfigError(f"{failed} of {len(paths)} recordings could not be read")

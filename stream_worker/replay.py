@@ -29,11 +29,12 @@ def chunks(recording: Recording, key: RunKey, chunk_ms: int = 1000) -> Iterator[
 
 
 def windows(recording: Recording, stream: str, session: str, rules: Rules) -> Iterator[Window | Closed]:
-    """Every window of one recording."""
-    key = (stream, session, session_start_ns(recording), recording.layout.digest)
-    windower = Windower(0, rules)
+    """Every window of one recording, as if each chunk had reached the log when its last sample was recorded."""
+    start_ns = session_start_ns(recording)
+    key, windower = (stream, session, start_ns, recording.layout.digest), Windower(0, rules)
     for offset, chunk in enumerate(chunks(recording, key, chunk_ms=10_000)):
-        yield from (e for e in windower.push(chunk, offset, offset) if not isinstance(e, Rejected))
+        at_ms = start_ns // 1_000_000 + (chunk.first + chunk.samples.shape[1]) * 1_000_000 // recording.layout.fs_mhz
+        yield from (e for e in windower.push(chunk, offset, at_ms) if not isinstance(e, Rejected))
 
 
 def findings(

@@ -7,7 +7,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["NOTICE", "FindingsTable", "line"]
+__all__ = ["NOTICE", "FindingsTable", "alert_line", "line"]
 
 NOTICE = "Decision support and research software. Not a medical device, not a monitor."
 COLOURS = {"critical": "bold red", "urgent": "red", "routine_new_urgent": "yellow", "routine": "yellow", "normal": "green"}
@@ -45,6 +45,14 @@ def line(body: dict[str, Any]) -> Text:
     head = f"{body['stream']:<12.12} {seconds:>5d} s  {'--' if rate is None else round(rate):>3} bpm  "
     said = (Text.assemble(name, " ", value) if value else name for value, name in _labels(body))
     return Text(head) + Text(", ").join(said)
+
+
+def alert_line(body: dict[str, Any]) -> Text:
+    """One alert as a line."""
+    label = body["label"]
+    head = f"{body['stream']:<12.12} {body['time'][:19]}Z  {body['kind']:<6} "
+    why = f", {body['reason']}" if body["reason"] else ""
+    return Text(f"{head} {label['name_ja']} {label['name_en']} {body['probability']:.2f}, {body['windows']} windows{why}")
 
 
 class FindingsTable:

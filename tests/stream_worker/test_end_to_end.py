@@ -10,6 +10,8 @@ import re
 import subprocess
 from collections import Counter
 from dataclasses import replace
+from datetime import datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,22 @@ def test_replay_gives_180_full_windows_and_a_padded_tail_with_ids_that_repeat(
     again = World("127.0.0.1:1").command("replay", str(mitdb / "100"), "--json").stdout.splitlines()
     assert [json.loads(line)["id"] for line in again] == [x["id"] for x in replayed]
     assert len({x["id"] for x in replayed}) == 181
+
+
+def test_replay_tells_the_alerts_that_a_person_would_have_had(mitdb: Path) -> None:
+    """Half an hour of atrial fibrillation: one episode, told of every five minutes, that ends with the recording."""
+    nowhere = World("127.0.0.1:1")
+    alerts = [json.loads(x) for x in nowhere.command("replay", str(mitdb / "203"), "--alerts", "--json").stdout.splitlines()]
+    for alert in alerts:
+        jsonschema.validate(alert, schema("alert"))
+    fibrillation = [a for a in alerts if a["label"]["id"] == "AFIB"]
+    assert [a["kind"] for a in fibrillation] == ["onset", *["update"] * 5, "offset"]
+    assert len({a["episode"] for a in fibrillation}) == 1
+    times = [datetime.fromisoformat(a["time"]) for a in fibrillation]
+    assert [b - a for a, b in pairwise(times[:-1])] == [timedelta(minutes=5)] * 5
+    assert fibrillation[-1]["reason"] == "blind"
+    shown = nowhere.command("replay", str(mitdb / "203"), "--alerts").stdout
+    assert "203          1970-01-01T00:00:20Z  onset   心房細動 Atrial fibrillation" in shown
 
 
 def test_the_same_recording_through_kafka_gives_the_same_windows_ids_and_scores(
