@@ -30,12 +30,12 @@ class Carried:
     whole: Saturated | None = None
 
     def parts(self) -> dict[str, float]:
-        """CPU seconds of a window by stage."""
+        """CPU seconds of a window by stage. engine: the fused graph, preprocessing in it, where the worker uses it."""
         told = {
             "client": CHUNKS * self.whole.client_s if self.whole is not None else 0.0,
             "decode": CHUNKS * self.stages.decode.cpu_s,
             "prepare": self.stages.prepare.cpu_s,
-            "engine": self.stages.engine.cpu_s,
+            "engine": self.stages.scoring.cpu_s,
         }
         return {name: cost for name, cost in told.items() if cost}
 
@@ -88,6 +88,7 @@ class Capacity:
                 "limit": one.limit,
                 "cpu_s_per_window": {name: float(f"{cost:.3g}") for name, cost in one.parts().items()},
                 "engine_windows_per_s": round(1 / one.stages.engine.wall_s, 1),
+                "fused_windows_per_s": round(1 / one.stages.fused.wall_s, 1) if one.stages.fused is not None else None,
                 "scorer_windows_per_s": round(1 / one.stages.score.wall_s, 1),
                 **({"first_finding_s": one.whole.first_s, "rss_mb": one.whole.rss_mb} if one.whole is not None else {}),
             }
@@ -100,9 +101,11 @@ def streams_table(capacity: Capacity) -> Table:
     """What it carries, by kind of stream."""
     title = f"{capacity.cores} cores, {capacity.backend}, a window every {capacity.hop_ms / 1000:g} s"
     table = Table(
-        title=title, caption="client to engine: CPU milliseconds of a window. Limit: the stage that takes most of them."
+        title=title,
+        caption="client to engine: CPU milliseconds of a window. engine: the fused graph, preprocessing in it, or, where it has "
+        "no rate, the encoder alone. Limit: the stage that takes most of them.",
     )
-    for name in ("stream", "streams", "windows/s", "scorer alone", "engine alone", *STAGES, "limit", "memory"):
+    for name in ("stream", "streams", "windows/s", "scorer alone", "fused graph", "encoder alone", *STAGES, "limit", "memory"):
         table.add_column(name, justify="left" if name in ("stream", "limit") else "right", no_wrap=name == "stream")
     for one in capacity.carried:
         rss = one.whole.rss_mb if one.whole is not None else None
@@ -110,8 +113,10 @@ def streams_table(capacity: Capacity) -> Table:
             one.lane.name,
             f"{one.streams(capacity.hop_ms):,}",
             f"{one.windows_per_s:.0f}" if one.whole is not None else "-",
-            f"{1 / one.stages.score.wall_s:.0f}",
-            f"{1 / one.stages.engine.wall_s:.0f}",
+            *(
+                f"{1 / cost.wall_s:.0f}" if cost is not None else "-"
+                for cost in (one.stages.score, one.stages.fused, one.stages.engine)
+            ),
             *(f"{1000 * one.parts()[name]:.2g}" if name in one.parts() else "-" for name in STAGES),
             one.limit,
             f"{rss:.0f} MB" if rss is not None else "-",
@@ -187,7 +192,8 @@ def _draw_stages(capacity: Capacity, axes: Axes) -> None:
     for stage in STAGES:
         widths = [1000 * one.parts().get(stage, 0.0) for one in capacity.carried]
         if any(widths):
-            axes.barh(names, widths, left=base, label=stage)
+            whole = stage == "engine" and all(one.stages.fused is not None for one in capacity.carried)
+            axes.barh(names, widths, left=base, label="engine: fused graph" if whole else stage)
         base = [a + b for a, b in zip(base, widths, strict=True)]
     for y, (one, end) in enumerate(zip(capacity.carried, base, strict=True)):
         axes.annotate(f" {one.streams(capacity.hop_ms):,} streams", (end, y), va="center")

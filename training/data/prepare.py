@@ -1,6 +1,7 @@
 """Folders of recordings -> a prepared data set: shards of encoder inputs, an index, a manifest. One shard in memory at a time.
 
-DIR/manifest.json            sources and what they declare, digests of all files, records left out with the reason
+DIR/manifest.json            sources and what they declare, digests of all files, records left out with the reason, channels and
+                             leads that are not used (training/data/unused.py)
 DIR/index.parquet            a row a record: patient, fold, split, shard, row, lead mask, unit, labels, sex, age, quality (the
                              annotators' grade) and signal_grade (training/data/grades.py)
 DIR/shard-00000.safetensors  "x": float16 (N, 12, 5000), exactly what `encoders.preprocess` gives, rounded
@@ -31,6 +32,7 @@ from encoders.recordings import Recording, RecordingError, read_recording
 from encoders.signal import SignalError
 from training.data.duplicates import Seen
 from training.data.grades import grade
+from training.data.unused import Unused, unused_parts
 from training.sources.annotated import CALIBRATION_FOLD, TEST_FOLD, VALIDATION_FOLD, Annotated, Source
 
 __all__ = [
@@ -129,6 +131,7 @@ class _Row:
     fs: float
     reason: str
     grade: str = ""
+    unused: tuple[tuple[str, str], ...] = ()
 
 
 def _read(record: Annotated) -> _Row:
@@ -144,7 +147,8 @@ def _read(record: Annotated) -> _Row:
         reason = suspicious(recording)
     if reason:
         return _Row(record, None, layout.unit, layout.fs, reason)
-    return _Row(record, prepared, layout.unit, layout.fs, "", grade(calibrated, prepared, layout))
+    quality, unused = grade(calibrated, prepared, layout), unused_parts(recording, calibrated)
+    return _Row(record, prepared, layout.unit, layout.fs, "", quality, unused)
 
 
 class _Writer:
@@ -157,6 +161,7 @@ class _Writer:
         self.duplicates: dict[str, None] = {}  # ordered
         self.splits: Counter[str] = Counter()
         self.positives: Counter[str] = Counter()
+        self.unused = Unused()
         self.shards: list[str] = []
         self.records = 0
         self.index = pq.ParquetWriter(out / INDEX, _SCHEMA)
@@ -171,6 +176,7 @@ class _Writer:
             return f"same signal as {name}, but that is in {_place(fold)}, this in {_place(record.fold)}"
         if name != record.record:
             self.duplicates |= {name: None, record.record: None}
+        self.unused.add(record, row.unused)
         self.held.append((record, window, row, digest))
         if len(self.held) == self.size:
             self._flush()
@@ -285,6 +291,7 @@ def _manifest(sources: Sequence[Source], made: _Writer, skipped: Sequence[tuple[
         "declared": {name: list(labels) for s in sources for name, labels in s.declared.items()},
         "positives": dict(sorted(made.positives.items())),
         "duplicates": list(made.duplicates),
+        "incomplete": made.unused.incomplete,
         "files": {name: {"sha256": file_digest(made.out / name), "bytes": (made.out / name).stat().st_size} for name in files},
         "skipped": [{"record": record, "reason": reason} for record, reason in skipped],
     }

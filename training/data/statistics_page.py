@@ -15,6 +15,7 @@ from typing import Any
 
 from training.data.contents import AGE_BANDS, SEXES, Counts, count
 from training.data.prepare import MANIFEST
+from training.data.unused import CHANNEL, FLAT, GAPS
 from training.report.page import document, number, table
 from training.sources.annotated import CALIBRATION_FOLD, VALIDATION_FOLD
 from training.vocabulary import Statement
@@ -30,6 +31,14 @@ COLOURS = {
     "F": "#b5557a",
     "M": "#4a7fb0",
     "": "#b8c2cc",
+}
+SHOWN = 12  # of many names
+UNUSED = {
+    CHANNEL: "Channels that are not used, as none of them is a known lead, or it came before, or is at another rate: {}. Where "
+    "one is a lead, correct its name in the header, or in the first line of a CSV: I, II, III, aVR, aVL, aVF, V1 to V6.",
+    GAPS: "Leads that are not used, as more than 200 ms in a row or 5 % of their samples are missing: {}. They count as not "
+    "recorded; where the device has them, export them whole.",
+    FLAT: "Leads that are not used, as they do not move: {}. They count as not recorded; see whether the right ones were exported.",
 }
 
 
@@ -84,11 +93,31 @@ def _look(manifest: Mapping[str, Any], counts: Counts, vocabulary: Sequence[Stat
     amplitude = [entry for entry in manifest["skipped"] if entry["reason"].startswith("suspicious amplitude")]
     if amplitude:
         found.append(f"Too large to be in mV, {escape(amplitude[0]['record'])} first of {len(amplitude)}: is it in uV?")
+    found += _unused(manifest["incomplete"], counts)
     undeclared = [source for source, labels in manifest["declared"].items() if not labels]
     if undeclared:
         found.append(f"Sources without any label, which neither train nor count: {escape(', '.join(undeclared))}.")
     items = "".join(f"<li>{text}</li>" for text in found)
     return f"<h2>To look at</h2><ul class=look>{items}</ul>" if items else ""
+
+
+def _unused(entries: Sequence[Mapping[str, Any]], counts: Counts) -> list[str]:
+    """A sentence a kind of what is not used of records that are kept, as HTML."""
+    each: dict[str, list[str]] = {kind: [] for kind in UNUSED}
+    for entry in entries:
+        n, total = entry["records"], sum(counts.records[entry["source"], split] for split in counts.splits)
+        of = (
+            f"all {number(n)} records"
+            if n == total
+            else f"{number(n)} of {number(total)} records, {escape(entry['first'][0])} first"
+        )
+        each[entry["kind"]].append(f"{escape(entry['source'])}: <b>{escape(entry['name'] or 'no name')}</b> ({of})")
+    return [text.format(_several(each[kind])) for kind, text in UNUSED.items() if each[kind]]
+
+
+def _several(names: Sequence[str]) -> str:
+    more = f"; {number(len(names) - SHOWN)} more in the manifest" if len(names) > SHOWN else ""
+    return "; ".join(names[:SHOWN]) + more
 
 
 def _sources(counts: Counts) -> str:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
+from numpy.typing import NDArray
 
+from encoders.base import Floats, Scored
 from stream_worker.bench.process import BenchFailed, worker_process
 from stream_worker.bench.report import Capacity, Carried, draw, latency_table, streams_table
 from stream_worker.bench.stages import LANES, Cost, Stages, measure_stages
@@ -25,7 +29,8 @@ from tests.processes import World
 from tests.support import ProjectionEncoder, bank
 
 TWELVE, ONE = LANES[0], LANES[-1]
-STAGES = Stages(Cost(0.0001, 0.0001), Cost(0.002, 0.002), Cost(0.006, 0.003), Cost(0.009, 0.005))
+STAGES = Stages(Cost(0.0001, 0.0001), Cost(0.002, 0.002), Cost(0.006, 0.003), None, Cost(0.009, 0.005))
+WHOLE = replace(STAGES, fused=Cost(0.007, 0.004))
 
 
 def test_streams_in_real_time_close_as_many_windows_in_every_second() -> None:
@@ -68,6 +73,36 @@ def test_each_stage_costs_something_and_the_scorer_at_least_its_parts() -> None:
         assert 0 < cost.cpu_s < 1
         assert 0 < cost.wall_s < 1
     assert found.score.wall_s > found.prepare.wall_s * 0.5
+    assert found.fused is None, "a projection takes prepared windows only"
+    assert found.scoring is found.engine
+
+
+class WholeProjection(ProjectionEncoder):
+    """Takes counts at one rate. given: (windows, leads) of each call."""
+
+    def __init__(self, fs_mhz: int) -> None:
+        super().__init__()
+        self.fs_mhz, self.given = fs_mhz, list[tuple[int, int]]()
+
+    def serves(self, fs_mhz: int) -> bool:
+        return fs_mhz == self.fs_mhz
+
+    def score(self, fs_mhz: int, counts: NDArray[np.int16], mix: Floats, least: Floats, labels: Floats, bias: Floats) -> Scored:
+        assert (fs_mhz, mix.shape, least.shape) == (self.fs_mhz, (len(counts), 12, counts.shape[1]), (len(counts), 1, 1))
+        self.given.append((len(counts), counts.shape[1]))
+        embedding = self.encode(np.asarray(mix @ counts, dtype=np.float32)[:, :, :1].repeat(5000, axis=2))
+        return Scored(embedding, embedding @ labels.T + bias, counts[:, :, :1000].astype(np.float32))
+
+
+def test_the_fused_graph_is_a_stage_where_it_serves_the_rate() -> None:
+    encoder = WholeProjection(ONE.fs_mhz)
+    scorer = Scorer(encoder, bank(encoder))
+    found = measure_stages(ONE, scorer, 32)
+    assert found.fused is not None
+    assert found.scoring is found.fused
+    assert {leads for _, leads in encoder.given} == {1}
+    assert max(windows for windows, _ in encoder.given) == 32, "as many at once as the worker gives it"
+    assert measure_stages(TWELVE, scorer, 32).fused is None, "another rate"
 
 
 def _capacity(*carried: Carried, latencies: tuple[Latency, ...] = ()) -> Capacity:
@@ -85,6 +120,14 @@ def test_streams_follow_from_the_rate_and_the_limit_from_the_cost() -> None:
     assert through.streams(10_000) == 1500
     assert through.parts() == pytest.approx({"client": 0.02, "decode": 0.001, "prepare": 0.002, "engine": 0.006})
     assert through.limit == "client"
+
+
+def test_the_engine_is_the_fused_graph_where_it_serves() -> None:
+    whole = Carried(TWELVE, WHOLE)
+    assert whole.parts() == pytest.approx({"decode": 0.001, "prepare": 0.002, "engine": 0.007})
+    lanes = _capacity(Carried(TWELVE, STAGES), whole).as_json()["lanes"]
+    assert [lane["fused_windows_per_s"] for lane in lanes] == [None, 250.0]
+    assert [lane["engine_windows_per_s"] for lane in lanes] == [333.3, 333.3]
 
 
 def test_what_is_allowed_is_deadline_three_batches_and_a_commit() -> None:
@@ -139,7 +182,8 @@ def test_without_kafka_the_stages_are_measured_and_it_says_so() -> None:
     assert "not measured through Kafka" in done.stderr
     told = json.loads(done.stdout)
     assert [lane["lane"] for lane in told["lanes"]] == [lane.name for lane in LANES]
-    assert all(lane["streams"] > 0 and lane["limit"] in ("engine", "prepare") for lane in told["lanes"])
+    assert all(lane["streams"] > 0 and lane["limit"] == "engine" for lane in told["lanes"])
+    assert all(lane["fused_windows_per_s"] > 0 for lane in told["lanes"])
     assert told["latency"] == []
 
 

@@ -20,6 +20,7 @@ from encoders.recordings import Recording, read_recording
 from training.data.dataset import DataSet
 from training.data.duplicates import Seen
 from training.data.prepare import PrepareError, check_patients, file_digest, prepare, split_of
+from training.data.statistics_page import write_page
 from training.evaluation.breakdown import subgroups
 from training.sources.annotated import Annotated, Source
 from training.sources.folders import read_source
@@ -131,6 +132,41 @@ def test_what_cannot_be_used_is_left_out_and_listed(tmp_path: Path) -> None:
     assert sum(told) == 5
     assert manifest["records"] == 1
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["command"] == "cmd"
+
+
+def test_what_is_not_used_of_kept_records_is_counted_and_shown(tmp_path: Path, vocabulary: tuple[Statement, ...]) -> None:
+    """A misspelt column, 4 s of NaN, a flat lead, and respiration in every record."""
+    lead = [f"{v:.3f}" for v in noise(1)[:, 0] / 1000]
+    gap = ["NaN" if 1000 <= t < 3000 else v for t, v in enumerate(lead)]
+    flat, breath = ["0"] * len(lead), ["7"] * len(lead)
+    columns = {"a": ("I,II,VI,RESP", lead, lead, lead, breath), "b": ("I,V1,V2,RESP", lead[::-1], gap, flat, breath)}
+    for name, (header, *each) in columns.items():
+        rows = "\n".join(map(",".join, zip(*each, strict=True)))
+        (tmp_path / f"{name}.csv").write_text(f"# fs=500\n{header}\n{rows}\n")
+    manifest = prepare([source(*(annotated(tmp_path / f"{name}.csv") for name in columns))], tmp_path / "out")
+    assert manifest["records"] == 2
+    found = {(e["kind"], e["name"]): (e["source"], e["records"], e["first"]) for e in manifest["incomplete"]}
+    assert found == {
+        ("channel", "RESP"): ("s", 2, ["s/a.csv", "s/b.csv"]),
+        ("channel", "VI"): ("s", 1, ["s/a.csv"]),
+        ("lead with gaps", "V1"): ("s", 1, ["s/b.csv"]),
+        ("flat lead", "V2"): ("s", 1, ["s/b.csv"]),
+    }
+    page = re.sub(r"<[^>]*>", "", write_page(tmp_path / "out", vocabulary).read_text())
+    assert (
+        "at another rate: s: RESP (all 2 records); s: VI (1 of 2 records, s/a.csv first). Where one is a lead, correct" in page
+    )
+    assert "are missing: s: V1 (1 of 2 records, s/b.csv first). They count as not recorded" in page
+    assert "do not move: s: V2 (1 of 2 records, s/b.csv first)." in page
+
+
+def test_many_channels_are_named_up_to_a_dozen(tmp_path: Path, vocabulary: tuple[Statement, ...]) -> None:
+    names = ("I", *(f"x{k}" for k in range(20)))
+    one = annotated(record(tmp_path, "one", np.tile(noise(1)[:, :1], len(names)), names))
+    manifest = prepare([source(one)], tmp_path / "out")
+    assert [e["name"] for e in manifest["incomplete"]] == list(names[1:])
+    page = re.sub(r"<[^>]*>", "", write_page(tmp_path / "out", vocabulary).read_text())
+    assert "s: x11 (all 1 records); 8 more in the manifest. Where" in page
 
 
 def test_a_file_that_fails_while_it_is_read_is_one_record_left_out(tmp_path: Path) -> None:
