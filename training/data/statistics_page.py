@@ -34,11 +34,11 @@ COLOURS = {
 }
 SHOWN = 12  # of many names
 UNUSED = {
-    CHANNEL: "Channels that are not used, as none of them is a known lead, or it came before, or is at another rate: {}. Where "
-    "one is a lead, correct its name in the header, or in the first line of a CSV: I, II, III, aVR, aVL, aVF, V1 to V6.",
-    GAPS: "Leads that are not used, as more than 200 ms in a row or 5 % of their samples are missing: {}. They count as not "
-    "recorded; where the device has them, export them whole.",
-    FLAT: "Leads that are not used, as they do not move: {}. They count as not recorded; see whether the right ones were exported.",
+    CHANNEL: "Channels not used, since they are no known lead, name one a second time or run at another rate: {}. Where one is "
+    "a lead, correct its name in the header, or in the first line of a CSV: I, II, III, aVR, aVL, aVF, V1 to V6.",
+    GAPS: "Leads not used, since more than 200 ms in a row or 5 % of their samples are missing: {}. They count as not "
+    "recorded; where the device has them whole, export them again.",
+    FLAT: "Leads not used, since they do not move: {}. They count as not recorded; see whether they were exported at all.",
 }
 
 
@@ -106,11 +106,7 @@ def _unused(entries: Sequence[Mapping[str, Any]], counts: Counts) -> list[str]:
     each: dict[str, list[str]] = {kind: [] for kind in UNUSED}
     for entry in entries:
         n, total = entry["records"], sum(counts.records[entry["source"], split] for split in counts.splits)
-        of = (
-            f"all {number(n)} records"
-            if n == total
-            else f"{number(n)} of {number(total)} records, {escape(entry['first'][0])} first"
-        )
+        of = "all records" if n == total else f"{number(n)} of {number(total)} records, {escape(entry['first'][0])} first"
         each[entry["kind"]].append(f"{escape(entry['source'])}: <b>{escape(entry['name'] or 'no name')}</b> ({of})")
     return [text.format(_several(each[kind])) for kind, text in UNUSED.items() if each[kind]]
 
