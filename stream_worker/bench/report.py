@@ -102,8 +102,8 @@ def streams_table(capacity: Capacity) -> Table:
     title = f"{capacity.cores} cores, {capacity.backend}, a window every {capacity.hop_ms / 1000:g} s"
     table = Table(
         title=title,
-        caption="client to engine: CPU milliseconds of a window. engine: the fused graph, preprocessing in it, or, where it has "
-        "no rate, the encoder alone. Limit: the stage that takes most of them.",
+        caption="client to engine: CPU milliseconds of a window; engine: the fused graph, preprocessing in it, where there is "
+        "one, else the encoder alone. Limit: the stage that takes most of them.",
     )
     for name in ("stream", "streams", "windows/s", "scorer alone", "fused graph", "encoder alone", *STAGES, "limit", "memory"):
         table.add_column(name, justify="left" if name in ("stream", "limit") else "right", no_wrap=name == "stream")
