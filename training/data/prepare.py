@@ -1,7 +1,7 @@
 """Folders of recordings -> a prepared data set: shards of encoder inputs, an index, a manifest. One shard in memory at a time.
 
-DIR/manifest.json            sources and what they declare, digests of all files, records left out with the reason, channels and
-                             leads that are not used (training/data/unused.py)
+DIR/manifest.json            sources and what they declare, digests of all files, records left out with the reason, channels,
+                             leads and codes that are not used (training/data/unused.py)
 DIR/index.parquet            a row a record: patient, fold, split, shard, row, lead mask, unit, labels, sex, age, quality (the
                              annotators' grade) and signal_grade (training/data/grades.py)
 DIR/shard-00000.safetensors  "x": float16 (N, 12, 5000), exactly what `encoders.preprocess` gives, rounded
@@ -292,6 +292,7 @@ def _manifest(sources: Sequence[Source], made: _Writer, skipped: Sequence[tuple[
         "positives": dict(sorted(made.positives.items())),
         "duplicates": list(made.duplicates),
         "incomplete": made.unused.incomplete,
+        "unmapped": made.unused.unmapped,
         "files": {name: {"sha256": file_digest(made.out / name), "bytes": (made.out / name).stat().st_size} for name in files},
         "skipped": [{"record": record, "reason": reason} for record, reason in skipped],
     }

@@ -94,6 +94,7 @@ def _look(manifest: Mapping[str, Any], counts: Counts, vocabulary: Sequence[Stat
     if amplitude:
         found.append(f"Too large to be in mV, {escape(amplitude[0]['record'])} first of {len(amplitude)}: is it in uV?")
     found += _unused(manifest["incomplete"], counts)
+    found += _unmapped(manifest["unmapped"])
     undeclared = [source for source, labels in manifest["declared"].items() if not labels]
     if undeclared:
         found.append(f"Sources without any label, which neither train nor count: {escape(', '.join(undeclared))}.")
@@ -109,6 +110,14 @@ def _unused(entries: Sequence[Mapping[str, Any]], counts: Counts) -> list[str]:
         of = "all records" if n == total else f"{number(n)} of {number(total)} records, {escape(entry['first'][0])} first"
         each[entry["kind"]].append(f"{escape(entry['source'])}: <b>{escape(entry['name'] or 'no name')}</b> ({of})")
     return [text.format(_several(each[kind])) for kind, text in UNUSED.items() if each[kind]]
+
+
+def _unmapped(by_source: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """A sentence, as HTML, where records state codes that no label has."""
+    total = sum((Counter(codes) for codes in by_source.values()), Counter[str]())
+    listed = [f"<b>{escape(code)}</b> ({number(n)})" for code, n in total.most_common()]
+    text = "Codes that no label knows, and the records that state them: {}. Add them to training/labels.csv if they matter."
+    return [text.format(_several(listed))] if listed else []
 
 
 def _several(names: Sequence[str]) -> str:

@@ -1,5 +1,5 @@
-"""What is not used of the records that a data set keeps: channels that are no lead, leads with gaps and flat leads. Counted by
-name, not listed by record: the respiration of a folder is one entry, however many records have it.
+"""What is not used of the records that a data set keeps: channels that are no lead, leads with gaps or flat ones, codes without
+a label. Counted by name, not listed by record: the respiration of a folder is one entry, however many records have it.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ class Unused:
     def __init__(self) -> None:
         self._parts: Counter[tuple[str, str, str]] = Counter()  # (source, kind, name)
         self._first: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+        self._codes: dict[str, Counter[str]] = defaultdict(Counter)
 
     def add(self, record: Annotated, parts: tuple[tuple[str, str], ...]) -> None:
         """parts: of `unused_parts`."""
@@ -38,6 +39,8 @@ class Unused:
             self._parts[key] += 1
             if len(self._first[key]) < FIRST:
                 self._first[key].append(record.record)
+        if record.unmapped:
+            self._codes[record.source].update(record.unmapped)
 
     @property
     def incomplete(self) -> list[dict[str, Any]]:
@@ -46,3 +49,8 @@ class Unused:
             {"source": key[0], "kind": key[1], "name": key[2], "records": n, "first": self._first[key]}
             for key, n in self._parts.most_common()
         ]
+
+    @property
+    def unmapped(self) -> dict[str, dict[str, int]]:
+        """By source: scheme:code -> records."""
+        return {source: dict(codes.most_common()) for source, codes in sorted(self._codes.items())}

@@ -41,6 +41,7 @@ class Annotated:
 
     leads: names for channels the reader does not know. window: first sample, at the recording's own rate, where only 10 s of a
     longer one are meant. sex: F or M. age: years, 90 for all above. quality: grade given by the source. None: not given.
+    unmapped: codes that were stated and that no label has, as scheme:code.
     read: how the signal is read where it is not simply the file at `path`; raises RecordingError.
     """
 
@@ -56,6 +57,7 @@ class Annotated:
     sex: str | None = None
     age: float | None = None
     quality: str | None = None
+    unmapped: tuple[str, ...] = ()
     read: Callable[[], Recording] | None = None
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import csv
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -83,6 +83,7 @@ def read_ptbxl(folder: Path, codes: Mapping[tuple[str, str], str], likelihood: L
                 folder.name,
                 sex=sex_of(row.get("sex"), PTBXL_SEX),
                 age=age_of(row.get("age")),
+                unmapped=_unmapped(SCP, map(str, stated), codes),
             )
         )
     declared = tuple(sorted({label for (scheme, _), label in codes.items() if scheme == SCP} | {"LAD", "RAD"}))
@@ -101,6 +102,11 @@ def _scp(
     return complete(positive, unknown)
 
 
+def _unmapped(scheme: str, stated: Iterable[str], codes: Mapping[tuple[str, str], str]) -> tuple[str, ...]:
+    """Codes without a label, which `complete` takes out, some of them after they said something of other labels."""
+    return tuple(sorted({f"{scheme}:{code}" for code in stated if (scheme, code) not in codes}))
+
+
 def read_challenge(folder: Path, codes: Mapping[tuple[str, str], str]) -> Source:
     """A label is declared by a source (the letters before the number: A, Q, E, JS, ...) if any of its records states it."""
     records, skipped = [], []
@@ -112,8 +118,8 @@ def read_challenge(folder: Path, codes: Mapping[tuple[str, str], str]) -> Source
         if diagnoses is None:
             skipped.append((name, "no `# Dx:` comment in its header"))
             continue
-        given = [code.strip() for code in diagnoses.split(",") if code.strip().isdigit()]
-        if not given:  # hidden or withheld: nobody denied anything
+        given = [code.strip() for code in diagnoses.split(",") if code.strip()]
+        if not any(code.isdigit() for code in given):  # hidden or withheld: nobody denied anything
             skipped.append((name, f"no SNOMED CT code in its `# Dx:` comment, {diagnoses.strip()[:40]!r}"))
             continue
         stated = {codes[SNOMED, code] for code in given if (SNOMED, code) in codes}
@@ -133,6 +139,7 @@ def read_challenge(folder: Path, codes: Mapping[tuple[str, str], str]) -> Source
                 source,
                 sex=sex_of(_comment(text, "Sex")),
                 age=age_of(_comment(text, "Age")),
+                unmapped=_unmapped(SNOMED, given, codes),
             )
         )
     labels = {source: tuple(sorted(ids)) for source, ids in declared.items()}

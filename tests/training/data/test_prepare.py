@@ -158,6 +158,18 @@ def test_what_is_not_used_of_kept_records_is_counted_and_shown(tmp_path: Path, v
     assert "do not move: s: V2 (1 of 2 records, s/b.csv first)." in page
 
 
+def test_codes_without_a_label_are_counted_by_source_and_shown(tmp_path: Path, vocabulary: tuple[Statement, ...]) -> None:
+    codes = {"A1": "426783006,55930002", "A2": "55930002,55930002,Rare", "Q1": "55930002,233917008", "Q2": "426783006"}
+    for seed, (name, given) in enumerate(codes.items()):
+        header = record(tmp_path, name, noise(seed)).with_suffix(".hea")
+        header.write_text(header.read_text() + f"# Dx: {given}\n")
+    (tmp_path / "Q1.dat").write_bytes(b"")  # left out
+    manifest = prepare([read_source(tmp_path, vocabulary)], tmp_path / "out")
+    assert manifest["unmapped"] == {f"{tmp_path.name}/A": {"snomed_ct:55930002": 2, "snomed_ct:Rare": 1}}
+    page = re.sub(r"<[^>]*>", "", write_page(tmp_path / "out", vocabulary).read_text())
+    assert "state them: snomed_ct:55930002 (2); snomed_ct:Rare (1). Add them to training/labels.csv" in page
+
+
 def test_many_channels_are_named_up_to_a_dozen(tmp_path: Path, vocabulary: tuple[Statement, ...]) -> None:
     names = ("I", *(f"x{k}" for k in range(20)))
     one = annotated(record(tmp_path, "one", np.tile(noise(1)[:, :1], len(names)), names))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,7 @@ def test_ptbxl_likelihoods_and_axis(tmp_path: Path, vocabulary: tuple[Statement,
     assert one.positive == ("LAD", "MI_ANT", "SR")
     assert one.unknown == ("NORM",)
     assert (two.positive, two.unknown) == (("SR",), ())  # a middle axis: neither deviation
+    assert (one.unmapped, two.unmapped) == ((), ("scp:NOT_A_CODE",))
     assert [name for name, _ in source.skipped] == ["p/3", "p/4", "p/5"]
     stated = read_source(tmp_path / "p", vocabulary, "stated").records[0]
     assert stated.positive == ("LAD", "MI_ANT", "NORM", "SR")
@@ -138,6 +140,11 @@ def test_challenge_layout(unpacked: Path, vocabulary: tuple[Statement, ...]) -> 
     assert "NORM" not in {label for labels in source.declared.values() for label in labels}
     assert "LAD" not in source.declared["challenge/A"]  # CPSC 2018 has nine classes; not annotated is not negative
     assert "STD" in source.declared["challenge/A"]
+    unmapped = Counter(code for r in source.records for code in r.unmapped)
+    assert unmapped.keys() >= {"snomed_ct:55930002", "snomed_ct:164930006", "snomed_ct:233917008"}
+    for code, n in unmapped.items():
+        stating = [p for p in (unpacked / "challenge").glob("*.hea") if code.partition(":")[2] in p.read_text()]
+        assert n == len(stating), code
     folds = {r.fold for r in source.records}
     assert folds == set(range(1, 10))
 
@@ -148,6 +155,7 @@ def test_headers_without_diagnosis_are_listed(tmp_path: Path, vocabulary: tuple[
     source = read_source(tmp_path, vocabulary)
     assert [r.positive for r in source.records] == [("AFIB",)]
     assert source.records[0].unknown == ()
+    assert source.records[0].unmapped == ("snomed_ct:999",)
     assert source.skipped == ((f"{tmp_path.name}/x1", "no `# Dx:` comment in its header"),)
 
 
