@@ -116,7 +116,7 @@ def _unmapped(by_source: Mapping[str, Mapping[str, int]]) -> list[str]:
     """A sentence, as HTML, where records state codes that no label has."""
     total = sum((Counter(codes) for codes in by_source.values()), Counter[str]())
     listed = [f"<b>{escape(code)}</b> ({number(n)})" for code, n in total.most_common()]
-    text = "Codes that no label knows, and the records that state them: {}. Add them to training/labels.csv if they matter."
+    text = "Codes that no label has, and the records that state them: {}. Add them to training/labels.csv if they matter."
     return [text.format(_several(listed))] if listed else []
 
 
