@@ -37,7 +37,7 @@ from encoders.torch_backend import TorchEncoder
 from training.data.dataset import DataSet
 from training.evaluation.bootstrap import resamples
 from training.evaluation.breakdown import false_positives
-from training.evaluation.evaluate import Evidence, evaluate, model_scorer
+from training.evaluation.evaluate import Evidence, bank_scorer, evaluate
 from training.evaluation.held_out import HeldOut, build_bank, check_trained, int8_encoder
 from training.evaluation.scorers import evidence_of_bank, prevalence_of
 from training.learning.checkpoint import write_whole, writing
@@ -96,14 +96,16 @@ def export(
         digest = hashlib.sha256(onnx).hexdigest()
         bank = build_bank(model, train, held_out, text, digest)
         more, measured = _optional(model, train, held_out, text, fp32, int8, advance)
-        files: dict[str, bytes] = {"encoder.onnx": onnx, "labels.bank": bank.to_bytes(), **more}
+        files: dict[str, bytes] = {"labels.bank": bank.to_bytes(), **more}
         files["thresholds.json"] = _json(
             {"method": "highest F1 on held-out records", "thresholds": {x.id: x.threshold for x in bank.labels}}
         )
         samples, layout = golden_recording()
         x = chain.preprocess(samples, layout).x
         files["golden.npz"] = write_golden(samples, layout, _embed(model, x[None])[0])
-        metrics = {**_metrics(model, train, held_out, report, bank, advance), **measured}
+        write_whole(part / "encoder.onnx", lambda path: path.write_bytes(onnx))
+        with OnnxEncoder(part / "encoder.onnx", digest) as served:
+            metrics = {**_metrics(model, train, held_out, report, bank, served, advance), **measured}
         files["metrics.json"] = _json(metrics)
         info = _model_info(model)
         files["MODEL_CARD.md"] = model_card(info, bank, metrics, command, model.config).encode()
@@ -181,8 +183,15 @@ def _model_info(model: Trainee) -> ModelInfo:
 
 
 def _metrics(
-    model: Trainee, train: DataSet, held_out: HeldOut, report: DataSet | None, bank: LabelBank, advance: Callable[[int], None]
+    model: Trainee,
+    train: DataSet,
+    held_out: HeldOut,
+    report: DataSet | None,
+    bank: LabelBank,
+    served: Encoder,
+    advance: Callable[[int], None],
 ) -> dict[str, Any]:
+    """Of the card. served: the file that workers load, by which `report` is scored."""
     evidence = evidence_of_bank(bank, prevalence_of(train))
     folds = {"train": model.config.train_folds, "calibration": held_out.folds}
     sets = [train] + ([held_out.records] if held_out.crossval is None else []) + ([report] if report else [])
@@ -204,7 +213,7 @@ def _metrics(
     if report is not None:
         data["report"] = {
             "folds": sorted({r["fold"] for r in report.index}),
-            **evaluate(model_scorer(model), report, evidence, advance=advance),
+            **evaluate(bank_scorer(served, bank), report, evidence, advance=advance),
         }
     return data
 
