@@ -47,9 +47,9 @@ class Saturated:
 
 @dataclass(frozen=True)
 class Latency:
-    """At a steady rate: seconds from the last sample sent to the finding readable. scoring_s, publishing_s: means of one batch,
-    as the worker's metrics tell. late_s: the most that the sender itself was behind; more than a little, and the figure is not
-    the worker's.
+    """At a steady rate: seconds from the last sample sent to the finding readable. scoring_s, publishing_s: means of one batch
+    (exactly once: of one transaction), as the worker's metrics tell. late_s: the most that the sender itself was behind; more
+    than a little, and the figure is not the worker's.
     """
 
     delivery: str
@@ -60,6 +60,11 @@ class Latency:
     publishing_s: float
     late_s: float
     missing: int
+
+    def waiting_s(self, total_s: float) -> float:
+        """What neither scoring nor publishing explains of p50 or p99: the wait for the broker's answer, for the batch to fill
+        and its turn to come and, exactly once, for the next commit. A remainder: nobody measures it by itself."""
+        return total_s - self.scoring_s - self.publishing_s
 
 
 async def saturate(settings: Settings, lane: Lane, windows: int) -> Saturated:

@@ -136,9 +136,18 @@ def test_what_is_allowed_is_deadline_three_batches_and_a_commit() -> None:
     assert told.allowed_s(found) == pytest.approx(0.1 + 0.5 + 0.15)
     as_json = json.loads(json.dumps(told.as_json()))
     assert as_json["latency"][0]["allowed_s"] == pytest.approx(0.75)
+    assert as_json["latency"][0]["p50_waiting_s"] == pytest.approx(0.3 - 0.06)
+    assert as_json["latency"][0]["p99_waiting_s"] == pytest.approx(0.6 - 0.06), "the parts add up to the whole"
     assert as_json["lanes"][0]["streams"] == 2000
     assert as_json["lanes"][0]["through_kafka"] is False
-    assert streams_table(told).row_count == latency_table(told).row_count == 1
+    assert streams_table(told).row_count == 1
+    rows = {str(column.header): list(column.cells) for column in latency_table(told).columns}
+    assert [rows[name] for name in ("p99", "scoring", "publishing", "waiting, p99")] == [
+        ["600 ms"],
+        ["50 ms"],
+        ["10 ms"],
+        ["540 ms"],
+    ]
 
 
 def test_the_picture_is_drawn_with_and_without_kafka(tmp_path: Path) -> None:
