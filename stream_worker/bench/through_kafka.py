@@ -20,6 +20,8 @@ from stream_worker.kafka import topics
 from stream_worker.kafka.admin import delete_topics
 from stream_worker.kafka.clients import DeviceProducer, follow
 from stream_worker.kafka.security import security_of
+from stream_worker.operate import kafka_broker
+from stream_worker.pipeline import POLL_MS, POLL_RECORDS
 from stream_worker.seam import Record
 from stream_worker.settings import Settings
 
@@ -35,8 +37,8 @@ LATE_S = 10.0  # waited for the last findings
 
 @dataclass(frozen=True)
 class Saturated:
-    """As fast as it goes. client_s: CPU time of a chunk in a Kafka client that only reads. first_s: from the start of the
-    worker's process to its first finding. rss_mb: its most memory, where /proc tells.
+    """As fast as it goes. client_s: CPU time of a chunk in the worker's Kafka client, which only reads. first_s: from the start
+    of the worker's process to its first finding. rss_mb: its most memory, where /proc tells.
     """
 
     windows_per_s: float
@@ -92,14 +94,30 @@ async def saturate(settings: Settings, lane: Lane, windows: int) -> Saturated:
 
 
 async def _client_cost(settings: Settings, chunks: int) -> float:
-    """CPU seconds of a chunk that is read and dropped; `chunks` of them are there."""
-    seen, began = 0, 0.0
-    async for _ in follow(settings.kafka, settings.chunks_topic, security_of(settings), True, SILENT_S):
-        began = began or time.process_time()
-        seen += 1
-        if seen >= chunks:
-            return (time.process_time() - began) / seen
-    raise BenchFailed(f"{seen} of {chunks} chunks came back from {settings.kafka} within {SILENT_S:.0f} s")
+    """CPU seconds, in all threads, of a chunk that the client of the settings reads and nobody looks at; `chunks` are there."""
+    broker = kafka_broker(settings.model_copy(update={"group": f"{settings.group}.client"}))
+    began, heard, seen = 0.0, time.monotonic(), 0
+
+    async def assigned(numbers: frozenset[int]) -> None:
+        nonlocal began
+        began = time.process_time()  # nothing is fetched before the seek
+        for number in numbers:
+            broker.seek(number, 0)
+
+    async def revoked(numbers: frozenset[int]) -> None:
+        """Nothing is kept."""
+
+    await broker.start(assigned, revoked)
+    try:
+        while seen < chunks and time.monotonic() - heard < SILENT_S:
+            if found := sum(map(len, (await broker.poll(POLL_MS, POLL_RECORDS)).values())):
+                seen, heard = seen + found, time.monotonic()
+        spent = time.process_time() - began
+    finally:
+        await broker.stop()
+    if seen < chunks:
+        raise BenchFailed(f"{seen} of {chunks} chunks came back from {settings.kafka} within {SILENT_S:.0f} s")
+    return spent / seen
 
 
 async def latency(settings: Settings, lane: Lane, windows_per_s: float, seconds: float, delivery: str) -> Latency:

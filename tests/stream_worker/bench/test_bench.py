@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from numpy.typing import NDArray
 
 from encoders.base import Floats, Scored
+from stream_worker.bench import through_kafka
 from stream_worker.bench.process import BenchFailed, worker_process
 from stream_worker.bench.report import Capacity, Carried, draw, latency_table, streams_table
 from stream_worker.bench.stages import LANES, Cost, Stages, measure_stages
@@ -22,6 +24,7 @@ from stream_worker.bench.traffic import Sent, backlog, play, real_time
 from stream_worker.records import Window
 from stream_worker.run import Rules
 from stream_worker.score import Scorer
+from stream_worker.seam import OnPartitions
 from stream_worker.settings import Settings
 from stream_worker.window import Windower
 from stream_worker.wire import Decoder
@@ -156,6 +159,35 @@ def test_the_picture_is_drawn_with_and_without_kafka(tmp_path: Path) -> None:
     draw(_capacity(Carried(TWELVE, STAGES)), tmp_path / "b.svg")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     assert b"<svg" in (tmp_path / "b.svg").read_bytes()
+
+
+async def test_the_client_s_cost_is_that_of_the_client_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[tuple[str, str]] = []
+
+    class Full:
+        def __init__(self, settings: Settings) -> None:
+            used.append((settings.client, settings.group))
+            self.sought = False
+
+        async def start(self, assigned: OnPartitions, revoked: OnPartitions) -> None:
+            await assigned(frozenset({0}))
+
+        def seek(self, partition: int, offset: int) -> None:
+            self.sought = (partition, offset) == (0, 0)
+
+        async def poll(self, timeout_ms: int, max_records: int) -> dict[int, list[int]]:
+            until = time.process_time() + 0.005
+            while time.process_time() < until:
+                pass
+            return {0: [0] * 10} if self.sought else {}
+
+        async def stop(self) -> None:
+            used.append(("stopped", ""))
+
+    monkeypatch.setattr(through_kafka, "kafka_broker", Full)
+    cost = await through_kafka._client_cost(Settings(client="confluent", group="mine", _env_file=None), 100)
+    assert cost == pytest.approx(0.0005, rel=0.5)
+    assert used == [("confluent", "mine.client"), ("stopped", "")]
 
 
 async def test_a_worker_through_kafka_and_nothing_is_left_behind(kafka: str) -> None:
