@@ -15,7 +15,7 @@ from encoders.onnx_backend import OnnxEncoder
 from encoders.openvino_backend import OpenVinoEncoder
 from encoders.preprocess import FLOOR, mixing, preprocess, stack
 from encoders.signal import FS, LEADS, Layout
-from tests.benchmarks.timing import ratio
+from tests.benchmarks.timing import ratios
 from training.release.onnx_graph import encoder_graph
 from training.release.quantize import U8S8, quantized
 
@@ -25,7 +25,7 @@ LAYOUT = Layout(FS * 1000, LEADS, (200.0,) * 12, (0.0,) * 12)  # what costs the 
 
 
 def measure() -> dict[str, float]:
-    """Rates over rates, weights random: speed does not depend on them."""
+    """Rates over rates, by wall and CPU time; weights random: speed does not depend on them."""
     rng = np.random.default_rng(0)
     every = (rng.normal(0, 40, (max(WINDOWS.values()), 12, LAYOUT.window)) + 500).astype(np.int16)
     prepared = stack([preprocess(x, LAYOUT) for x in every])
@@ -39,8 +39,8 @@ def measure() -> dict[str, float]:
             for name, library in LIBRARIES:
                 with opened(library, exact, Path(folder)) as encoder, opened(library, rough, Path(folder)) as eight:
                     whole, whole_in_8 = scoring(encoder, counts), scoring(eight, counts)
-                    out[f"fused_{name}_{form}"] = 1 / ratio(whole, encoding(encoder, windows))
-                    out[f"int8_{name}_{form}"] = 1 / ratio(whole_in_8, whole)
+                    out |= ratios(whole, encoding(encoder, windows)).rates(f"fused_{name}_{form}")
+                    out |= ratios(whole_in_8, whole).rates(f"int8_{name}_{form}")
     return out
 
 

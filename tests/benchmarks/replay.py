@@ -18,32 +18,31 @@ from stream_worker.replay import findings, windows
 from stream_worker.run import Rules
 from stream_worker.score import Scorer
 from stream_worker.settings import load_settings
-from tests.benchmarks.timing import ratio
+from tests.benchmarks.timing import Ratios, ratios
 
 SHARED = Path(os.environ.get("ECG_SHARED", Path(__file__).resolve().parents[3] / "shared"))
 
 
 def measure() -> dict[str, float]:
-    """Windows/s of replay over the bare session's and over the fused graph's, default and paper-exact encoder. Empty without
-    recordings."""
+    """Windows/s, and windows in a second of CPU time, of replay over the bare session's and over the fused graph's, default and
+    paper-exact encoder. Empty without recordings."""
     record = SHARED / "ecg" / "long" / "mitdb" / "100"
     if not record.with_suffix(".hea").exists():
         return {}
     recording = read_recording(record)
     model = Artifact.load(load_settings().artifact_dir())
-    out = {}
+    out: dict[str, float] = {}
     with model.open(engine=EngineOptions(calibrate=True)) as encoder:
-        out["replay_default_encoder"] = against_bare(recording, encoder, model.bank())
-        out["replay_vs_fused"] = against_fused(recording, encoder, model.bank())
+        out |= against_bare(recording, encoder, model.bank()).rates("replay_default_encoder")
+        out |= against_fused(recording, encoder, model.bank()).rates("replay_vs_fused")
     with paper_encoder() as encoder:
         bank = model.bank()
-        out["replay_paper_encoder"] = against_bare(
-            recording, encoder, LabelBank(bank.labels, bank.matrix, bank.scale, encoder.digest, bank.text)
-        )
+        theirs = LabelBank(bank.labels, bank.matrix, bank.scale, encoder.digest, bank.text)
+        out |= against_bare(recording, encoder, theirs).rates("replay_paper_encoder")
     return out
 
 
-def against_bare(recording: object, encoder: Encoder, bank: LabelBank) -> float:
+def against_bare(recording: object, encoder: Encoder, bank: LabelBank) -> Ratios:
     scorer = Scorer(encoder, bank)
     events = list(windows(recording, "100", "1", Rules()))  # type: ignore[arg-type]
     arrays = stack([preprocess(e.samples, e.layout) for e in events if isinstance(e, Window)])
@@ -55,10 +54,10 @@ def against_bare(recording: object, encoder: Encoder, bank: LabelBank) -> float:
         for at in range(0, len(arrays), 32):
             encoder.encode(arrays[at : at + 32])
 
-    return 1 / ratio(replayed, bare)
+    return ratios(replayed, bare)
 
 
-def against_fused(recording: object, encoder: Encoder, bank: LabelBank) -> float:
+def against_fused(recording: object, encoder: Encoder, bank: LabelBank) -> Ratios:
     """Over the graph alone, on counts that lie ready."""
     assert isinstance(encoder, WholeEncoder)
     scorer = Scorer(encoder, bank)
@@ -77,7 +76,7 @@ def against_fused(recording: object, encoder: Encoder, bank: LabelBank) -> float
             part = slice(at, at + 32)
             encoder.score(layout.fs_mhz, counts[part], mix[part], least[part], *bank.weights)
 
-    return 1 / ratio(replayed, fused)
+    return ratios(replayed, fused)
 
 
 def paper_encoder() -> Encoder:
