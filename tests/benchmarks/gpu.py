@@ -41,11 +41,12 @@ Step = Callable[[int], None]  # enqueue a batch on stream 0 or 1, after the batc
 
 
 def measure() -> dict[str, float]:
-    """-> the figures that have a target; the whole table is printed. Without a GPU: nothing."""
+    """-> the figures that have a target, those that ran; the whole table is printed. Without a GPU: none."""
+    err = Console(stderr=True, width=140)
     try:
         gpu = probe()
     except BackendUnavailable as error:
-        print(f"not run: no GPU ({error})")
+        err.print(f"no GPU: {error}", markup=False)
         return {}
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = True
@@ -65,7 +66,7 @@ def measure() -> dict[str, float]:
                 found[best] = max(found.get(best, 0.0), rate / floor)
             if form == "decimated" and batch == 8 and "p99" not in path:
                 found["gpu_p99_batch8_ms"] = min(found.get("gpu_p99_batch8_ms", np.inf), p99)
-    Console(width=140).print(table)
+    err.print(table)
     return found
 
 
