@@ -19,6 +19,7 @@ __all__ = ["Capacity", "Carried", "draw", "latency_table", "streams_table"]
 
 CHUNKS = 10_000 // CHUNK_MS  # of a window
 STAGES = ("client", "decode", "prepare", "engine")
+PADDING = (0, 1, 0, 0)  # of a cell: with more the names of so many columns are cut at 120 characters
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,7 @@ def streams_table(capacity: Capacity) -> Table:
         title=title,
         caption="client to engine: CPU milliseconds of a window; engine: the fused graph, preprocessing in it, where there is "
         "one, else the encoder alone. Limit: the stage that takes most of them.",
+        padding=PADDING,
     )
     for name in ("stream", "streams", "windows/s", "scorer alone", "fused graph", "encoder alone", *STAGES, "limit", "memory"):
         table.add_column(name, justify="left" if name in ("stream", "limit") else "right", no_wrap=name == "stream")
@@ -136,6 +138,7 @@ def latency_table(capacity: Capacity) -> Table:
         title=f"{capacity.carried[0].lane.name}: last sample sent to finding readable",
         caption=f"Allowed: batch deadline {deadline} ms + 3 batches + one commit interval {commit} ms. Scoring and publishing: "
         "means of a batch. Waiting: the rest of p50 and of p99: for the batch and, exactly once, for the commit.",
+        padding=PADDING,
     )
     times = ("p50", "p99", "allowed", "scoring", "publishing", "waiting, p50", "waiting, p99", "sender late")
     for name in ("windows/s", "delivery", *times, "missing"):
