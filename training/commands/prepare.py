@@ -93,6 +93,9 @@ def prepare(
             )
         if len(kinds) > KINDS:
             typer.echo(f"  left out {sum(map(len, kinds[KINDS:])):>5}: for {len(kinds) - KINDS} other reasons")
+        for entry in manifest["incomplete"][:KINDS]:
+            first = entry["first"][0] + ", ..." * (entry["records"] > 1)
+            typer.echo(f"  not used of {entry['records']:>3}: {entry['kind']} {entry['name']}  ({first})")
         typer.echo(f"read {page} before you train; manifest.json names every record left out")
 
 
