@@ -87,7 +87,7 @@ class CpuEncoder:
         self.refused: dict[int, str] = {}  # rates that no graph serves, and why
         self._fused: dict[int, Loaded] = {}
         self._building = threading.Lock()
-        self._pool = ThreadPoolExecutor(plan.calls, thread_name_prefix="encode") if plan.calls > 1 else None
+        self._pool = ThreadPoolExecutor(plan.calls, thread_name_prefix="encode")  # however many threads ask
 
     def encode(self, x: Floats) -> Floats:
         """x: float32 (B, 12, 5000) -> float32 (B, D), rows of norm 1."""
@@ -142,18 +142,16 @@ class CpuEncoder:
         """In calls of at most the plan's batch, as many at once as it says."""
         parts = max(-(-n // self.plan.batch), min(self.plan.calls, n))
         if parts == 1:
-            return loaded.run({**batch, **rest})
+            return self._pool.submit(loaded.run, {**batch, **rest}).result()
         ends = [n * (i + 1) // parts for i in range(parts)]
         feeds = [{**{k: v[first:end] for k, v in batch.items()}, **rest} for first, end in zip([0, *ends], ends, strict=False)]
-        done = self._pool.map(loaded.run, feeds) if self._pool is not None else map(loaded.run, feeds)
-        return [np.concatenate(some) for some in zip(*done, strict=True)]
+        return [np.concatenate(some) for some in zip(*self._pool.map(loaded.run, feeds), strict=True)]
 
     def close(self) -> None:
         """Release what the library holds."""
         self._plain = None
         self._fused.clear()
-        if self._pool is not None:
-            self._pool.shutdown()
+        self._pool.shutdown()
 
     def __enter__(self) -> Self:
         return self

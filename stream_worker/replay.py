@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 
 from encoders.recordings import Recording
 from stream_worker.records import Chunk, Closed, Finding, Rejected, RunKey, Window
 from stream_worker.run import Rules
-from stream_worker.score import Ready, Scorer
+from stream_worker.score import Scorer
+from stream_worker.scoring import AT_ONCE
 from stream_worker.window import Windower
 
 __all__ = ["chunks", "findings", "session_start_ns", "windows"]
@@ -40,18 +42,15 @@ def windows(recording: Recording, stream: str, session: str, rules: Rules) -> It
 def findings(
     events: Iterable[Window | Closed], scorer: Scorer, batch: int, done: Callable[[int], None] = lambda n: None
 ) -> Iterator[Finding]:
-    """Scored in order. While the encoder works on one batch a second thread prepares the next."""
+    """Scored in order, as in the worker: while the encoder works on one batch another is prepared or written out."""
     source = iter(events)
-
-    def prepare(items: list[Window | Closed]) -> tuple[list[Window | Closed], list[Ready | None]]:
-        return items, [scorer.prepare(e) if isinstance(e, Window) else None for e in items]
-
-    with ThreadPoolExecutor(1) as pool:
-        ahead = pool.submit(prepare, list(islice(source, batch)))
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        under_way: deque[Future[list[Finding]]] = deque()
         while True:
-            items, ready = ahead.result()
-            if not items:
+            while len(under_way) < AT_ONCE and (items := list(islice(source, batch))):
+                under_way.append(pool.submit(scorer, items))
+            if not under_way:
                 return
-            ahead = pool.submit(prepare, list(islice(source, batch)))
-            yield from scorer.finish(items, ready)
-            done(len(items))
+            scored = under_way.popleft().result()
+            yield from scored
+            done(len(scored))

@@ -20,8 +20,11 @@ from stream_worker.score import Scorer
 from stream_worker.settings import Settings
 from stream_worker.telemetry import Metrics
 
-__all__ = ["Scoring", "scored"]
+__all__ = ["AT_ONCE", "Scoring", "scored"]
 
+AT_ONCE = (
+    2  # batches: while the engine works on one, the host looks at the windows of the next or writes the findings of the last
+)
 log = structlog.get_logger(__name__)
 
 
@@ -42,7 +45,8 @@ class Scoring:
         self._clock, self._out = clock, out
         self._scorer: Scorer | None = None
         self._queue: asyncio.Queue[Work] = asyncio.Queue()  # bounded by who looks at `waiting` before submitting
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="score")
+        self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="score")
+        self._turns = asyncio.Semaphore(AT_ONCE)
 
     def submit(self, work: Work) -> None:
         """What a partition's records gave rise to."""
@@ -81,15 +85,19 @@ class Scoring:
         self.waiting -= sum(len(work.letters) + len(work.shed) for work in works)
 
     async def _findings(self, events: Sequence[Window | Closed]) -> list[Finding]:
-        out: list[Finding] = []
-        for at in range(0, len(events), self._settings.batch_size):
-            batch, began = events[at : at + self._settings.batch_size], self._clock()
-            out += await asyncio.get_running_loop().run_in_executor(self._pool, scored, self._current_scorer(), batch)
+        size = self._settings.batch_size
+        batches = [events[at : at + size] for at in range(0, len(events), size)]
+        return [finding for found in await asyncio.gather(*map(self._batch, batches)) for finding in found]
+
+    async def _batch(self, batch: Sequence[Window | Closed]) -> list[Finding]:
+        async with self._turns:
+            began = self._clock()
+            out = await asyncio.get_running_loop().run_in_executor(self._pool, scored, self._current_scorer(), batch)
             self.waiting -= len(batch)
             self.beat = self._clock()
             self._metrics.score_seconds.observe(self.beat - began)
             self._metrics.batch.observe(len(batch))
-        return out
+            return out
 
     def _current_scorer(self) -> Scorer:
         """Labels are swapped here, between batches."""

@@ -13,6 +13,7 @@ from encoders.preprocess import FLOOR, preprocess, stack
 from encoders.signal import LEADS
 from stream_worker.devices.simulator import Device, fleet
 from stream_worker.records import Window
+from stream_worker.replay import findings
 from stream_worker.run import Rules
 from stream_worker.score import Scorer, Whole
 from stream_worker.window import Windower
@@ -58,8 +59,7 @@ class Cost:
 class Stages:
     """decode: Protobuf bytes to windows, a chunk. The others, a window: prepare: what the host does before the engine. engine:
     the encoder alone on prepared windows. fused: counts to logits by the encoder's own graph; None where it has none for these
-    windows, which are then prepared here. score: a window to a finding as in the worker's scoring thread: a batch is prepared,
-    given to the engine and written as findings, then the next."""
+    windows, which are then prepared here. score: a window to a finding as in the worker, two batches at once."""
 
     decode: Cost
     prepare: Cost
@@ -89,17 +89,13 @@ def measure_stages(lane: Lane, scorer: Scorer, batch: int) -> Stages:
         for at in range(0, len(x), batch):
             scorer.encoder.encode(x[at : at + batch])
 
-    def score() -> None:
-        for at in range(0, len(windows), batch):
-            scorer(windows[at : at + batch])
-
     whole = _fused(windows, scorer, batch)
     return Stages(
         _cost(cut, len(log)),
         _cost(lambda: [scorer.prepare(window) for window in windows], len(windows)),
         _cost(encode, len(windows)),
         _cost(whole, len(windows)) if whole is not None else None,
-        _cost(score, len(windows)),
+        _cost(lambda: list(findings(windows, scorer, batch)), len(windows)),
     )
 
 
