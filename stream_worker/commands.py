@@ -93,6 +93,7 @@ def replay(
     with opened(model, settings) as encoder, _progress() as progress:
         scorer = Scorer(encoder, model.bank(), Options(top=settings.top, all_scores=scores == "all"))
         task = progress.add_task("recordings", total=len(paths))
+        policy, show = Policy(), alert_line if alerts else line
         for done, path in enumerate(paths, 1):
             try:
                 recording = _read(path, leads)
@@ -110,9 +111,9 @@ def replay(
 
             state: StreamState | None = None
             for finding in findings(events, scorer, settings.batch_size, further):
-                said, show = [finding.body], line
+                said = [finding.body]
                 if alerts:
-                    (state, said), show = step(state, finding.body, Policy()), alert_line
+                    state, said = step(state, finding.body, policy)
                 for body in said:
                     print_json(body) if json else Console().print(show(body), soft_wrap=True)
             progress.update(task, completed=done)

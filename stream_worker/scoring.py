@@ -22,9 +22,7 @@ from stream_worker.telemetry import Metrics
 
 __all__ = ["AT_ONCE", "Scoring", "scored"]
 
-AT_ONCE = (
-    2  # batches: while the engine works on one, the host looks at the windows of the next or writes the findings of the last
-)
+AT_ONCE = 2  # batches: while the engine works on one, the host looks at the next windows or writes the last findings
 log = structlog.get_logger(__name__)
 
 

@@ -117,7 +117,7 @@ def _fused(windows: Sequence[Window], scorer: Scorer, batch: int) -> Callable[[]
 
 
 def _cost(work: Callable[[], object], items: int) -> Cost:
-    """Of one of `items`, over at least a second after one turn to warm up."""
+    """Of one of `items`, over LEAST_S or more after one turn to warm up."""
     work()
     rounds, cpu, wall = 0, time.process_time(), time.perf_counter()
     while not rounds or time.perf_counter() - wall < LEAST_S:

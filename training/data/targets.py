@@ -61,8 +61,10 @@ def cases_of(index: Sequence[Mapping[str, Any]]) -> NDArray[np.int64]:
     return np.asarray(np.unique(names, return_inverse=True)[1], dtype=np.int64)
 
 
-def count_cases(stated: Bools, cases: NDArray[np.int64]) -> NDArray[np.int64]:
-    """stated: bool (N, L); cases: (N,) of `cases_of` -> (L,) cases of which any row is true."""
+def count_cases(stated: Bools, cases: NDArray[np.int64] | None) -> NDArray[np.int64]:
+    """stated: bool (N, L); cases: (N,) of `cases_of`, None: each row is one -> (L,) cases of which any row is true."""
+    if cases is None:
+        return np.asarray(stated.sum(axis=0), dtype=np.int64)
     order = np.argsort(cases, kind="stable")
     first = np.flatnonzero(np.append(True, np.diff(cases[order]) != 0)[: len(cases)])
     return np.asarray(np.logical_or.reduceat(stated[order], first, axis=0).sum(axis=0), dtype=np.int64)

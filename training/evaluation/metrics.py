@@ -49,8 +49,6 @@ def enough(y: Bools, known: Bools, cases: NDArray[np.int64] | None = None) -> Bo
 
     cases: (N,) of `targets.cases_of`, where rows may be windows of one recording, which count once; None: each row counts.
     """
-    if cases is None:
-        cases = np.arange(len(y))
     return np.asarray((count_cases(y & known, cases) >= MIN_CASES) & (count_cases(~y & known, cases) >= MIN_CASES))
 
 
@@ -143,7 +141,7 @@ def label_metrics(
     }
     out: dict[str, dict[str, Any]] = {}
     stated = y & known
-    counted = count_cases(stated & ranking[:, None], np.arange(len(y)) if cases is None else cases) >= MIN_CASES  # (L,)
+    counted = count_cases(stated & ranking[:, None], cases) >= MIN_CASES  # (L,)
     for k, j in enumerate(use.tolist()):
         rank = top_k(ranked, y, known, j)[ranking[stated[:, j]]]
         out[ids[j]] = {
